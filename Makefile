@@ -1,0 +1,34 @@
+# Everything a newcomer needs: `make train`, `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: train test test-slow lint setup clean
+
+train: setup  ## Train GPG on CartPole-v1, live progress, under a minute.
+	$(PY) tuned_examples/cartpole_gpg.py
+
+test: lint  ## Lint, types and the fast tests.
+	$(PY) -m pytest -m "not slow and not learning"
+
+test-slow: setup  ## The tests that take longer: many actors, learning.
+	$(PY) -m pytest -m "slow or learning"
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+setup: $(VENV)/.installed
+
+# Installed again when the pins change. The package itself is installed in place, so that remote
+# workers on this machine import it from anywhere.
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rllib_gpg needs Python 3.11 or later; name one with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet --requirement requirements.txt --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis results

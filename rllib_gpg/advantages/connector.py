@@ -1,0 +1,156 @@
+"""`GroupAdvantageEstimation`: the learner connector piece that adds the advantages column."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+from ray.rllib.utils.spaces.space_utils import batch as batch_items
+from ray.rllib.utils.typing import EpisodeType, ModuleID
+
+from rllib_gpg.advantages.binning import BinningFunction
+from rllib_gpg.advantages.estimator import GroupEstimate, estimate_group
+
+
+class GroupAdvantageEstimation(ConnectorV2):
+    """Learner connector piece: works out what each step of a group was worth (Algorithm 2).
+
+    Each call takes its list of episodes as one group and adds `Columns.ADVANTAGES` to the batch.
+    Where agents are mapped to several modules, a module's group is all trajectories of the agents
+    mapped to it, with time counted in the agent's own steps.
+
+    It assumes whole episodes, from reset to end, all sampled with the same weights, and refuses
+    fragments. Pieces in front of it may change rewards and observations: returns and bins see what
+    they leave in the episodes.
+
+    `GPGConfig` puts it into the learner pipeline, behind the user's own pieces. It also works
+    alone, in the pipeline of any algorithm that samples whole episodes and has one learner (RLlib
+    slices episodes before the pipeline when there are several)::
+
+        config.learners(
+            learner_connector=lambda obs_space, act_space: GroupAdvantageEstimation(gamma=0.99)
+        )
+
+    With a metrics logger, logs per module: `group_num_episodes`, `group_num_env_steps`,
+    `group_num_bins`, `group_singleton_fraction`, `baseline_explained_variance`,
+    `group_return_mean` and `group_return_std` (of undiscounted returns).
+    """
+
+    def __init__(
+        self,
+        input_observation_space: gym.Space | None = None,
+        input_action_space: gym.Space | None = None,
+        *,
+        gamma: float,
+        binning: str | BinningFunction = "time",
+        leave_one_out: bool = False,
+        normalize_advantages: bool = True,
+        module_overrides: Mapping[ModuleID, Mapping[str, Any]] | None = None,
+    ):
+        """Initializes a GroupAdvantageEstimation instance.
+
+        Args:
+            input_observation_space: The observation space of the episodes; not used.
+            input_action_space: The action space of the episodes; not used.
+            gamma: The discount factor, in [0, 1].
+            binning: Which steps share a baseline, see `rllib_gpg.advantages.binning`.
+            leave_one_out: Whether a trajectory's own return is left out of its baselines.
+            normalize_advantages: Whether to normalise the advantages of a module's group by their
+                mean and standard deviation over all steps.
+            module_overrides: Per module, other values of the four settings above.
+        """
+        super().__init__(input_observation_space, input_action_space)
+        self._settings = {
+            "gamma": gamma,
+            "binning": binning,
+            "leave_one_out": leave_one_out,
+            "normalize": normalize_advantages,
+        }
+        self._module_overrides = {
+            module_id: {
+                "normalize" if name == "normalize_advantages" else name: value
+                for name, value in overrides.items()
+            }
+            for module_id, overrides in (module_overrides or {}).items()
+        }
+
+    @override(ConnectorV2)
+    def __call__(
+        self,
+        *,
+        rl_module: RLModule,
+        batch: dict[str, Any],
+        episodes: list[EpisodeType],
+        metrics: MetricsLogger | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Adds the advantages of all steps to the batch.
+
+        Raises:
+            ValueError: If an episode isn't whole; if a reward or an observation isn't finite; if
+                the binning returns keys it must not. The error names the episode.
+        """
+        groups: dict[ModuleID, list[SingleAgentEpisode]] = defaultdict(list)
+        for episode in self.single_agent_episode_iterator(episodes, agents_that_stepped_only=False):
+            _check_whole(episode)
+            groups[episode.module_id or DEFAULT_MODULE_ID].append(episode)
+        for module_id, group in groups.items():
+            rewards = [np.asarray(e.get_rewards(slice(0, len(e))), np.float64) for e in group]
+            estimate = estimate_group(
+                [_observations(episode) for episode in group],
+                rewards,
+                names=[f"episode {episode.id_}" for episode in group],
+                **{**self._settings, **self._module_overrides.get(module_id, {})},
+            )
+            for episode, advantages in zip(group, estimate.advantages, strict=True):
+                self.add_n_batch_items(
+                    batch,
+                    Columns.ADVANTAGES,
+                    items_to_add=advantages.astype(np.float32),
+                    num_items=len(episode),
+                    single_agent_episode=episode,
+                )
+            if metrics is not None:
+                metrics.log_dict(_group_metrics(rewards, estimate), key=module_id, window=1)
+        return batch
+
+
+def _observations(episode: SingleAgentEpisode) -> Any:
+    """Returns the observations of the episode's steps, without the final one: [T, ...]."""
+    observations = episode.get_observations(slice(0, len(episode)))
+    return batch_items(observations) if isinstance(observations, list) else observations
+
+
+def _check_whole(episode: SingleAgentEpisode) -> None:
+    if episode.t_started == 0 and episode.is_done:
+        return
+    raise ValueError(
+        f"Episode {episode.id_} is a fragment (steps {episode.t_started} to {episode.t}, "
+        f"done: {episode.is_done}). GroupAdvantageEstimation needs whole episodes: a return that "
+        "stops at a fragment's end is wrong, and there is no critic to continue it with. Sample "
+        "with `batch_mode='complete_episodes'`, and with one learner: RLlib slices episodes in "
+        "order to share them out to several."
+    )
+
+
+def _group_metrics(rewards: Sequence[np.ndarray], estimate: GroupEstimate) -> dict[str, float]:
+    returns = np.array([reward_T.sum() for reward_T in rewards])
+    return {
+        "group_num_episodes": len(rewards),
+        "group_num_env_steps": sum(len(reward_T) for reward_T in rewards),
+        "group_num_bins": estimate.num_bins,
+        "group_singleton_fraction": estimate.singleton_fraction,
+        "baseline_explained_variance": estimate.baseline_explained_variance,
+        "group_return_mean": float(returns.mean()),
+        "group_return_std": float(returns.std()),
+    }

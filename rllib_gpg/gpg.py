@@ -1,0 +1,446 @@
+"""Group Policy Gradient (GPG): PPO's update with a group's own returns in place of a critic.
+
+Paper: https://arxiv.org/abs/2510.03679
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Self
+
+import numpy as np
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.connectors.learner import AddObservationsFromEpisodesToBatch
+from ray.rllib.core import ALL_MODULES, COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    ENV_RUNNER_SAMPLING_TIMER,
+    LEARNER_RESULTS,
+    LEARNER_UPDATE_TIMER,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_MODULE_STEPS_TRAINED_LIFETIME,
+    SYNCH_WORKER_WEIGHTS_TIMER,
+    TIMERS,
+)
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+from ray.rllib.utils.typing import EpisodeType, ModuleID, StateDict
+
+from rllib_gpg.advantages.binning import Binning, BinningFunction, TimeBinning, resolve_binning
+from rllib_gpg.advantages.connector import GroupAdvantageEstimation
+from rllib_gpg.learning.batch import ModuleBatch, plan_minibatches, shard
+from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule, ObservationMoments
+from rllib_gpg.learning.torch_learner import GPGTorchLearner
+from rllib_gpg.sampling.env_runner import GroupEnvRunner
+from rllib_gpg.sampling.group import cut_into_shares, gather
+from rllib_gpg.sampling.share import Weights, shuffle_generator
+from rllib_gpg.validation import CRITIC_SETTINGS, check_config, check_known
+
+GROUP_ADVANTAGE_ESTIMATION_TIMER = "group_advantage_estimation_timer"
+
+_DEFAULT_NUM_MINIBATCHES = 4
+_ESTIMATOR_SETTINGS = ("gamma", "binning", "leave_one_out", "normalize_advantages")
+_NUM_GROUPS = "num_groups"
+
+
+class GPGConfig(AlgorithmConfig):
+    """Defines a configuration class from which a GPG Algorithm can be built.
+
+    A PPO script becomes a GPG script by changing the class and deleting the critic's settings::
+
+        from rllib_gpg import GPGConfig
+
+        config = (
+            GPGConfig()
+            .environment("CartPole-v1")
+            .env_runners(num_env_runners=2, num_envs_per_env_runner=16)
+            .training(group_size=32, lr=1e-3, gamma=0.99)
+        )
+        algo = config.build_algo()
+        print(algo.train()["learners"]["default_policy"]["group_return_mean"])
+
+    It also works with Ray Tune, by class or - `import rllib_gpg` registers it - by name::
+
+        from ray import tune
+
+        config.training(group_size=tune.grid_search([8, 32, 128]))
+        tune.Tuner("GPG", param_space=config).fit()
+    """
+
+    def __init__(self, algo_class: type | None = None):
+        """Initializes a GPGConfig instance."""
+        # RLlib's default; GPG has no exploration but the policy's own.
+        self.exploration_config = {"type": "StochasticSampling"}
+        super().__init__(algo_class=algo_class or GPG)
+
+        # The group, and what each step of it was worth.
+        self.group_size = 32
+        self.binning: str | BinningFunction = "time"
+        self.leave_one_out = False
+        self.normalize_advantages = True
+        self.max_episode_steps: int | None = None
+        self.episodes_per_share: int | None = None
+
+        # The update.
+        self.lr = 1e-3
+        self.num_epochs = 4
+        self.num_minibatches: int | None = None
+        self.minibatch_size = None
+        self.shuffle_batch_per_epoch = True
+        self.clip_param = 0.2
+        self.entropy_coeff: Any = 0.0
+        self.grad_clip = 0.5
+        self.use_kl_loss = False
+        self.kl_coeff = 0.2
+        self.kl_target = 0.01
+
+        # Whole episodes, by an env runner that counts them as they are started.
+        self.batch_mode = "complete_episodes"
+        self.rollout_fragment_length = "auto"
+        self.env_runner_cls = GroupEnvRunner
+
+    @override(AlgorithmConfig)
+    def training(
+        self,
+        *,
+        group_size: int = NotProvided,
+        binning: str | BinningFunction = NotProvided,
+        leave_one_out: bool = NotProvided,
+        normalize_advantages: bool = NotProvided,
+        num_minibatches: int = NotProvided,
+        clip_param: float = NotProvided,
+        entropy_coeff: Any = NotProvided,
+        use_kl_loss: bool = NotProvided,
+        kl_coeff: float = NotProvided,
+        kl_target: float = NotProvided,
+        **kwargs: Any,
+    ) -> Self:
+        """Sets the training related configuration.
+
+        Args:
+            group_size: Whole episodes per update, over all env runners. Larger groups make better
+                baselines and smoother updates, at more env steps each; 8 to 128 are usual. With 1
+                and time bins there is nothing to compare with, and so no signal. Default 32, the
+                smallest with which both CartPole and LunarLander learn reliably.
+            binning: Which steps share a baseline (equation 6): "time" (default, as in all headline
+                experiments of the paper), "universal", "state"; an object such as
+                `rllib_gpg.advantages.SpatialTimeBinning(epsilon=0.2)`; or a function
+                `f(observations, timesteps) -> integer keys`, called once per trajectory.
+            leave_one_out: Whether a trajectory's own return is left out of its baselines
+                (Proposition 1: unbiased). Default False, as in the paper.
+            normalize_advantages: Whether to normalise advantages by their mean and standard
+                deviation over the steps of the group, as PPO does. Makes `lr` independent of the
+                scale of rewards. Default True.
+            num_minibatches: Minibatches per epoch, default 4. A group's number of steps changes
+                from one iteration to the next, so that this and not `minibatch_size` keeps the
+                number of gradient steps constant. Set one of them.
+            clip_param: How far the ratio may move from 1 before a step stops counting (equation
+                2). Smaller is safer and slower; 0.1 to 0.3 are usual. Default 0.2.
+            entropy_coeff: The weight of the entropy bonus, a float or a schedule
+                `[[env steps, value], ..]`. 0.01 helps where a discrete policy settles too early.
+                Default 0.
+            use_kl_loss: Whether to add `kl_coeff * KL(old, new)` to the loss. Default False: the
+                clip does the same job.
+            kl_coeff: The first KL coefficient. It is adapted after each update, times 1.5 when the
+                KL is above twice `kl_target`, halved when it is below half of it. Default 0.2.
+            kl_target: The KL divergence per update to steer to. Default 0.01.
+            **kwargs: The settings of `AlgorithmConfig.training`. Defaults that differ: `lr` 1e-3
+                (there is no critic to wait for), `num_epochs` 4 (with 4 minibatches, as in the
+                paper's source), `grad_clip` 0.5 by global norm (returns without a critic's
+                smoothing give heavy-tailed gradients), `shuffle_batch_per_epoch` True.
+                The critic's settings of PPO are refused when the config is validated.
+
+        Returns:
+            This updated AlgorithmConfig object.
+        """
+        for name in CRITIC_SETTINGS & kwargs.keys():
+            setattr(self, name, kwargs.pop(name))
+        super().training(**kwargs)
+        return self._set(
+            group_size=group_size,
+            binning=binning,
+            leave_one_out=leave_one_out,
+            normalize_advantages=normalize_advantages,
+            num_minibatches=num_minibatches,
+            clip_param=clip_param,
+            entropy_coeff=entropy_coeff,
+            use_kl_loss=use_kl_loss,
+            kl_coeff=kl_coeff,
+            kl_target=kl_target,
+        )
+
+    @override(AlgorithmConfig)
+    def env_runners(
+        self,
+        *,
+        max_episode_steps: int | None = NotProvided,
+        episodes_per_share: int | None = NotProvided,
+        **kwargs: Any,
+    ) -> Self:
+        """Sets the rollout worker configuration.
+
+        Args:
+            max_episode_steps: Cuts episodes after so many steps (truncated), for an env without a
+                time limit of its own. Returns stop at the cut. Default None: the env's own limit.
+                Native vector envs can't be cut; give them a limit of their own.
+            episodes_per_share: The group is sampled in shares of so many episodes, handed to
+                whichever env runner is free. Small shares balance the load; shares smaller than
+                `num_envs_per_env_runner` leave envs idle. With it set, a seeded run gives the same
+                episodes on any number of env runners. Default None: as many as an env runner has
+                envs, or fewer if that is needed to give every env runner work.
+            **kwargs: The settings of `AlgorithmConfig.env_runners`.
+
+        Returns:
+            This updated AlgorithmConfig object.
+        """
+        super().env_runners(**kwargs)
+        return self._set(
+            max_episode_steps=max_episode_steps, episodes_per_share=episodes_per_share
+        )
+
+    def _set(self, **settings: Any) -> Self:
+        for name, value in settings.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    @override(AlgorithmConfig)
+    def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
+        """Modifies this config via the provided dict.
+
+        Raises:
+            ValueError: If a key is no setting (RLlib would set it and ignore it); with the nearest
+                known name.
+        """
+        check_known(self, list(config_dict))
+        return super().update_from_dict(config_dict)
+
+    @override(AlgorithmConfig)
+    def validate(self) -> None:
+        """Validates all values in this config.
+
+        Raises:
+            ValueError: Names the setting that GPG can't run with, and the mend.
+        """
+        super().validate()
+        check_config(self)
+
+    @override(AlgorithmConfig)
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """Returns the spec of the critic-free default module."""
+        return RLModuleSpec(module_class=DefaultGPGTorchRLModule)
+
+    @override(AlgorithmConfig)
+    def get_default_learner_class(self) -> type[Learner]:
+        """Returns `GPGTorchLearner`.
+
+        Raises:
+            ValueError: If the framework isn't torch.
+        """
+        if self.framework_str != "torch":
+            raise ValueError(
+                f"GPG runs on PyTorch only, not on {self.framework_str!r}: remove the call of "
+                "`framework(..)`, or set `framework('torch')`."
+            )
+        return GPGTorchLearner
+
+    @override(AlgorithmConfig)
+    def build_learner_connector(self, *args: Any, **kwargs: Any) -> ConnectorV2:
+        """Builds RLlib's learner pipeline, with `GroupAdvantageEstimation` behind custom pieces."""
+        pipeline = super().build_learner_connector(*args, **kwargs)
+        if self.add_default_connectors_to_learner_pipeline:
+            pipeline.insert_after(
+                AddObservationsFromEpisodesToBatch,
+                GroupAdvantageEstimation(
+                    **{name: getattr(self, name) for name in _ESTIMATOR_SETTINGS},
+                    module_overrides={
+                        module_id: {k: v for k, v in given.items() if k in _ESTIMATOR_SETTINGS}
+                        for module_id, given in self.algorithm_config_overrides_per_module.items()
+                    },
+                ),
+            )
+        return pipeline
+
+
+class GPG(Algorithm):
+    """Group Policy Gradient: PPO without a critic (Algorithm 1 of the paper)."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> GPGConfig:
+        return GPGConfig()
+
+    @override(Algorithm)
+    def setup(self, config: GPGConfig) -> None:
+        """Builds env runners and learners, and checks the binning against the spaces.
+
+        Raises:
+            ValueError: If the binning can't take the observations.
+        """
+        super().setup(config)
+        self._run_seed = _run_seed(self.config.seed)
+        self._num_groups = 0
+        self._num_weights = 0
+        self._weights: Weights | None = None
+        self._learner_connector = self.config.build_learner_connector(
+            input_observation_space=None, input_action_space=None
+        )
+        self._connector_module = self._build_connector_module()
+        self._check_binning()
+
+    @override(Algorithm)
+    def training_step(self) -> None:
+        """Runs one iteration of Algorithm 1."""
+        # theta_old <- theta
+        weights = self._weights or self._sync_weights()
+        # Collect a group of trajectories tau_1:N under pi_theta_old.
+        episodes = self._sample_group(weights)
+        # Estimate the advantages (Algorithm 2).
+        group = self._estimate_advantages(episodes)
+        # Several epochs of minibatches on PPO's clipped loss.
+        self._update(group)
+        self._sync_weights()
+
+    def _sync_weights(self) -> Weights:
+        """Takes the learners' weights, for the next group and for the local env runner."""
+        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+            state = self.learner_group.get_state(
+                components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+            )[COMPONENT_LEARNER]
+            if self.env_runner_group.num_remote_env_runners() > 0:
+                if self.env_runner is not None:
+                    self.env_runner.set_state(state)
+                # Once in the object store; each env runner fetches it with its first share.
+                state = ray.put(state)
+            self._num_weights += 1
+            self._weights = Weights(self._num_weights, state)
+        return self._weights
+
+    def _sample_group(self, weights: Weights) -> list[EpisodeType]:
+        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+            shares = cut_into_shares(self.config, self._run_seed, self._num_groups)
+            self._num_groups += 1
+            results = gather(self.env_runner_group, shares, weights)
+        self.metrics.aggregate([result.metrics for result in results], key=ENV_RUNNER_RESULTS)
+        return [episode for result in results for episode in result.episodes]
+
+    def _estimate_advantages(self, episodes: list[EpisodeType]) -> dict[ModuleID, ModuleBatch]:
+        """Runs the learner connector pipeline, once, over the whole group.
+
+        RLlib's learners would each run it over slices of episodes. Run here, returns and bins are
+        the same with any number of learners.
+        """
+        metrics = MetricsLogger(root=False)
+        with self.metrics.log_time((TIMERS, GROUP_ADVANTAGE_ESTIMATION_TIMER)):
+            group = self._learner_connector(
+                rl_module=self._connector_module,
+                batch={},
+                episodes=episodes,
+                shared_data={},
+                metrics=metrics,
+            )
+        self.metrics.aggregate([metrics.reduce()], key=LEARNER_RESULTS)
+        return group
+
+    def _update(self, group: dict[ModuleID, ModuleBatch]) -> None:
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            num_learners = self.config.num_learners or 1
+            plan = plan_minibatches(
+                group,
+                num_learners=num_learners,
+                num_epochs=self.config.num_epochs,
+                num_minibatches=self.config.num_minibatches or _DEFAULT_NUM_MINIBATCHES,
+                minibatch_size=self.config.minibatch_size,
+            )
+            shards = shard(
+                group, num_learners, shuffle_generator(self._run_seed, self._num_groups - 1)
+            )
+            learner_results = self.learner_group.update(
+                # A local learner takes one batch, remote ones one each.
+                **({"batch": shards[0]} if self.learner_group.is_local else {"batches": shards}),
+                timesteps=self._timesteps(),
+                num_epochs=self.config.num_epochs,
+                minibatch_size=plan.minibatch_size,
+                num_total_minibatches=plan.num_total_minibatches,
+                shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
+            )
+            self._update_observation_statistics(group)
+        self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
+
+    def _timesteps(self) -> dict[str, int]:
+        return {
+            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.metrics.peek(
+                (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
+            ),
+            NUM_MODULE_STEPS_TRAINED_LIFETIME: self.metrics.peek(
+                (LEARNER_RESULTS, ALL_MODULES, NUM_MODULE_STEPS_TRAINED_LIFETIME), default=0
+            ),
+        }
+
+    def _update_observation_statistics(self, group: dict[ModuleID, ModuleBatch]) -> None:
+        moments = {
+            module_id: ObservationMoments.of(batch[Columns.OBS], batch.get(Columns.LOSS_MASK))
+            for module_id, batch in group.items()
+            if getattr(self._connector_module[module_id], "observation_normalizer", None)
+        }
+        if moments:
+            # Every learner merges in the same: the shards of each hold other episodes.
+            self.learner_group.foreach_learner(_update_observation_statistics, moments=moments)
+
+    @override(Algorithm)
+    def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
+        """Returns the algorithm's state, with what the seeds of the next group derive from."""
+        return {
+            **super().get_state(*args, **kwargs),
+            _NUM_GROUPS: (self._run_seed, self._num_groups),
+        }
+
+    @override(Algorithm)
+    def set_state(self, state: StateDict) -> None:
+        """Restores the algorithm's state; the next group is sampled with the restored weights."""
+        super().set_state(state)
+        self._weights = None
+        if _NUM_GROUPS in state:
+            self._run_seed, self._num_groups = state[_NUM_GROUPS]
+
+    def _build_connector_module(self) -> MultiRLModule:
+        """Returns the module that the learner connector asks about its kind (recurrent or not)."""
+        if self.learner_group.is_local:
+            learners = self.learner_group.foreach_learner(lambda learner: learner.module)
+            return learners.result_or_errors[0].get()
+        spec = self.config.get_multi_rl_module_spec(spaces=self.spaces, inference_only=True)
+        return spec.build().as_multi_rl_module()
+
+    def _check_binning(self) -> None:
+        binning = resolve_binning(self.config.binning)
+        if self.config.group_size == 1 and isinstance(binning, TimeBinning):
+            warnings.warn(
+                "group_size=1 with time bins: every step is alone in its bin, its advantage is 0, "
+                "and nothing will be learned. Set a larger `group_size`.",
+                stacklevel=2,
+            )
+        if isinstance(binning, Binning):
+            module_space = self.spaces[DEFAULT_MODULE_ID][0]
+            env_space = self.spaces.get(INPUT_ENV_SINGLE_SPACES, (None,))[0]
+            # One-hot floats of a discrete space repeat exactly, as its integers do.
+            dtype = getattr(env_space, "dtype", None) or module_space.dtype
+            binning.check_space(shape=module_space.shape, dtype=dtype)
+
+
+def _update_observation_statistics(
+    learner: GPGTorchLearner, *, moments: dict[ModuleID, ObservationMoments]
+) -> None:
+    learner.update_observation_statistics(moments)
+
+
+def _run_seed(seed: int | None) -> int:
+    """Returns the config's seed, or a random one of 128 bits."""
+    return seed if seed is not None else int(np.random.SeedSequence().entropy)

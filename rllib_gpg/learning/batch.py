@@ -1,0 +1,113 @@
+"""From the learner connector's output to what each learner gets: shuffled, equal shards."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import tree
+from ray.rllib.core.columns import Columns
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.typing import ModuleID
+
+ModuleBatch = dict[str, Any]
+"""Columns of one module, their leaves tensors [B, ...], or [B, T, ...] if it is recurrent."""
+
+
+@dataclass(frozen=True)
+class MinibatchPlan:
+    """How every learner goes through its shard: the same number of times, whatever its length.
+
+    Learners that counted for themselves would wait for each other for ever, once their shards
+    differ by one row.
+    """
+
+    minibatch_size: int
+    num_total_minibatches: int
+
+
+def num_rows(module_batch: ModuleBatch) -> int:
+    """Returns B: the number of steps, or of zero-padded sequences for a recurrent module."""
+    return len(module_batch[Columns.ADVANTAGES])
+
+
+def num_steps(module_batch: ModuleBatch) -> int:
+    """Returns the number of steps, zero-padded ones included."""
+    advantages = module_batch[Columns.ADVANTAGES]
+    return advantages.shape[0] * (advantages.shape[1] if advantages.dim() > 1 else 1)
+
+
+def plan_minibatches(
+    group: dict[ModuleID, ModuleBatch],
+    *,
+    num_learners: int,
+    num_epochs: int,
+    num_minibatches: int,
+    minibatch_size: int | None,
+) -> MinibatchPlan:
+    """Works out the minibatches of one update, once for all learners.
+
+    Args:
+        group: The batch of the whole group; the module with the most steps decides. Others go
+            round more often, as in RLlib.
+        num_learners: How many learners share the group.
+        num_epochs: Passes over the group.
+        num_minibatches: Minibatches per epoch, if `minibatch_size` is None.
+        minibatch_size: Steps per minibatch and learner; at most the learner's whole shard.
+    """
+    largest = max(group.values(), key=num_steps)
+    steps = math.ceil(num_steps(largest) / num_learners)
+    if minibatch_size is None:
+        # Never more minibatches than rows: a recurrent module's rows are whole sequences.
+        per_epoch = max(1, min(num_minibatches, num_rows(largest) // num_learners))
+        minibatch_size = math.ceil(steps / per_epoch)
+    else:
+        minibatch_size = min(minibatch_size, steps)
+        per_epoch = math.ceil(steps / minibatch_size)
+    return MinibatchPlan(minibatch_size, num_epochs * per_epoch)
+
+
+def shard(
+    group: dict[ModuleID, ModuleBatch], num_shards: int, generator: np.random.Generator
+) -> list[MultiAgentBatch]:
+    """Shuffles each module's rows and deals them out.
+
+    Rows come in episode order, and RLlib shuffles only after the first epoch: without this the
+    first minibatches would each hold a few episodes only.
+
+    Args:
+        group: The batch of the whole group.
+        num_shards: How many batches to make, one per learner.
+        generator: The source of the permutations.
+
+    Returns:
+        `num_shards` batches. Their numbers of rows differ by one at most; none is empty: with
+        fewer rows than shards, rows are dealt twice.
+    """
+    rows_per_shard: dict[ModuleID, list[np.ndarray]] = {}
+    for module_id, module_batch in group.items():
+        rows = generator.permutation(num_rows(module_batch))
+        rows = np.resize(rows, max(len(rows), num_shards))
+        rows_per_shard[module_id] = np.array_split(rows, num_shards)
+    return [
+        _multi_agent_batch(
+            {mid: _take(module_batch, rows_per_shard[mid][i]) for mid, module_batch in group.items()}
+        )
+        for i in range(num_shards)
+    ]
+
+
+def _take(module_batch: ModuleBatch, rows: np.ndarray) -> ModuleBatch:
+    index = torch.from_numpy(rows)
+    return tree.map_structure(lambda column: column[index], module_batch)
+
+
+def _multi_agent_batch(modules: dict[ModuleID, ModuleBatch]) -> MultiAgentBatch:
+    batches = {
+        module_id: SampleBatch(module_batch, _zero_padded=Columns.SEQ_LENS in module_batch)
+        for module_id, module_batch in modules.items()
+    }
+    return MultiAgentBatch(batches, env_steps=max(map(num_steps, modules.values())))

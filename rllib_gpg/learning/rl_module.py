@@ -1,0 +1,159 @@
+"""The default module: a policy, no value function, and if asked for an observation normaliser."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import torch
+from ray.rllib.algorithms.bc.bc_catalog import BCCatalog
+from ray.rllib.algorithms.bc.torch.default_bc_torch_rl_module import DefaultBCTorchRLModule
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.models.base import Model
+from ray.rllib.utils.annotations import override
+from torch import Tensor, nn
+
+
+class GPGCatalog(BCCatalog):
+    """Builds the encoder and the policy head from the model config.
+
+    RLlib's own catalogs ignore the initialiser settings of the head
+    (`head_fcnet_kernel_initializer`, `head_fcnet_bias_initializer` and their `.._kwargs`). This one
+    applies them, because a policy gradient learns faster from a nearly uniform first policy.
+    """
+
+    @override(BCCatalog)
+    def build_pi_head(self, framework: str) -> Model:
+        head = super().build_pi_head(framework)
+        weights = self._head_initializer("kernel")
+        biases = self._head_initializer("bias")
+        if weights is None and biases is None:
+            return head
+        settings = {}
+        for layer in ("hidden", "output"):
+            for kind, given in (("weights", weights), ("bias", biases)):
+                initializer, kwargs = given or (None, None)
+                settings[f"{layer}_layer_{kind}_initializer"] = initializer
+                settings[f"{layer}_layer_{kind}_initializer_config"] = kwargs
+        self.pi_head_config = dataclasses.replace(self.pi_head_config, **settings)
+        return self.pi_head_config.build(framework=framework)
+
+    def _head_initializer(self, kind: str) -> tuple[Any, dict[str, Any] | None] | None:
+        initializer = self._model_config_dict.get(f"head_fcnet_{kind}_initializer")
+        if initializer is None:
+            return None
+        return initializer, self._model_config_dict.get(f"head_fcnet_{kind}_initializer_kwargs")
+
+
+@dataclass(frozen=True)
+class ObservationMoments:
+    """Mean and variance of each dimension over a number of observations."""
+
+    mean: Tensor
+    var: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, observations: Tensor, mask: Tensor | None = None) -> ObservationMoments:
+        """Computes the moments of a group's observations, in float64.
+
+        Args:
+            observations: [B, ...], or [B, T, ...] with zero-padding.
+            mask: Which of [B, T] are real steps; None if there is no padding.
+        """
+        observations = (observations if mask is None else observations[mask]).to(torch.float64)
+        mean = observations.mean(0)
+        return cls(mean, (observations - mean).square().mean(0), len(observations))
+
+
+class ObservationNormalizer(nn.Module):
+    """Shifts and scales observations by the mean and variance of all that were trained on.
+
+    The statistics are buffers: they travel with the weights to the env runners and into
+    checkpoints and exported modules. They change only between groups, so that the policy that
+    sampled a group and the first policy that learns from it are the same.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    # Standard deviations away from the mean at which an observation is cut off.
+    _LIMIT = 10.0
+    _EPSILON = 1e-8
+
+    def __init__(self, shape: tuple[int, ...]):
+        """Starts with mean 0 and variance 1: the first group is seen as it is.
+
+        Args:
+            shape: The shape of one observation.
+        """
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("var", torch.ones(shape))
+        # An integer: RLlib casts the floats of a state to float32, which can't count on
+        # beyond 2^24.
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Normalises observations [..., *shape]."""
+        normalized = (observations - self.mean) / torch.sqrt(self.var + self._EPSILON)
+        return normalized.clamp(-self._LIMIT, self._LIMIT)
+
+    @torch.no_grad()
+    def update(self, moments: ObservationMoments) -> None:
+        """Merges in the moments of one group (Chan's parallel algorithm)."""
+        old, new = int(self.count), moments.count
+        total = old + new
+        mean, var = self.mean.double(), self.var.double()
+        delta = moments.mean.to(mean) - mean
+        self.mean.copy_(mean + delta * new / total)
+        # The sums of squared deviations add up, plus what the means differ by.
+        m2 = var * old + moments.var.to(var) * new + delta.square() * old * new / total
+        self.var.copy_(m2 / total)
+        self.count.fill_(total)
+
+
+class DefaultGPGTorchRLModule(DefaultBCTorchRLModule):
+    """The default RLModule of GPG: encoder and policy head, and nothing else.
+
+    Beside RLlib's own settings, `model_config` takes:
+
+    `normalize_observations` (bool, default False): whether to shift and scale observations by
+    their running mean and variance. The statistics are taken once per group, over the whole of
+    it, after its gradient steps. Only for `Box` observations. Bins see the observations as they
+    were before.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        """Takes the arguments of RLlib's `RLModule`; the default catalog is `GPGCatalog`."""
+        kwargs["catalog_class"] = kwargs.get("catalog_class") or GPGCatalog
+        super().__init__(*args, **kwargs)
+
+    @override(DefaultBCTorchRLModule)
+    def setup(self) -> None:
+        """Builds encoder, head and normaliser.
+
+        Raises:
+            ValueError: If observations are to be normalised that aren't one array of numbers.
+        """
+        super().setup()
+        self.observation_normalizer: ObservationNormalizer | None = None
+        if self.model_config.get("normalize_observations", False):
+            space = self.observation_space
+            if not isinstance(space, gym.spaces.Box):
+                raise ValueError(
+                    "`normalize_observations` needs `Box` observations; the module sees "
+                    f"{space}. Flatten them (`FlattenObservations`), or remove the setting from "
+                    "`rl_module(model_config=..)`."
+                )
+            self.observation_normalizer = ObservationNormalizer(space.shape)
+
+    @override(DefaultBCTorchRLModule)
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        if self.observation_normalizer is not None:
+            observations = self.observation_normalizer(batch[Columns.OBS])
+            batch = {**batch, Columns.OBS: observations}
+        return super()._forward(batch, **kwargs)

@@ -1,0 +1,223 @@
+"""`GroupEnvRunner`: exactly k started episodes, all of them finished."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import ray
+import torch
+from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER, WEIGHTS_SEQ_NO
+
+from rllib_gpg.sampling.pipeline import PipelineRollout
+from rllib_gpg.sampling.share import Seeds, Share, ShareFailure, ShareResult, Weights
+from rllib_gpg.sampling.vector_env import Seeded, adapt, limit_episodes
+
+logger = logging.getLogger("ray.rllib")
+
+# Vector steps without the end of any episode after which the runner says so; then after twice as
+# many, and so on. Longer than an episode of any common benchmark but Atari's longest.
+_STEPS_BEFORE_WARNING = 10_000
+
+
+class GroupEnvRunner(SingleAgentEnvRunner):
+    """RLlib's env runner for single agents, with unbiased sampling of whole episodes.
+
+    `sample(num_episodes=k)` of RLlib's own env runner returns the first k episodes to *finish*
+    among its parallel envs and drops the rest, so short episodes are over-represented. This one
+    fixes which episodes are *started*, exactly k, and finishes every one of them.
+
+    It also serves other algorithms. For RLlib's PPO, for instance::
+
+        config.env_runners(env_runner_cls=GroupEnvRunner, batch_mode="complete_episodes")
+
+    With `AlgorithmConfig.debugging(seed=..)`, each call begins its episodes from seeds of its own,
+    different for any two calls, runners and episodes; the actions drawn are seeded as well.
+
+    Sampling by timesteps (`sample(num_timesteps=..)`, for evaluation with a duration of "auto")
+    is RLlib's own.
+    """
+
+    @override(SingleAgentEnvRunner)
+    def __init__(self, **kwargs: Any):
+        """Takes the arguments of `SingleAgentEnvRunner`."""
+        super().__init__(**kwargs)
+        self._weights_version: int | None = None
+        self._seeds: Seeds | None = None
+        self._num_sample_calls = 0
+
+    @property
+    def weights_seq_no(self) -> int:
+        """The learner's sequence number of the weights this runner samples with."""
+        return self._weights_seq_no
+
+    @property
+    def env_to_module(self) -> ConnectorPipelineV2:
+        """The connector pipeline from episodes to the module's input."""
+        return self._env_to_module
+
+    @property
+    def module_to_env(self) -> ConnectorPipelineV2:
+        """The connector pipeline from the module's output to the env's actions."""
+        return self._module_to_env
+
+    @override(SingleAgentEnvRunner)
+    def make_env(self) -> None:
+        """Makes the vector env, its episodes cut after `config.max_episode_steps` steps."""
+        super().make_env()
+        max_episode_steps = self.config.get("max_episode_steps")
+        if max_episode_steps is not None:
+            limit_episodes(self.env, max_episode_steps)
+        self._vector_env = adapt(self.env)
+
+    def sample_share(self, share: Share, weights: Weights) -> ShareResult | ShareFailure:
+        """Samples one share of a group with the given weights.
+
+        Args:
+            share: Which episodes to sample.
+            weights: The weights to sample them with, loaded unless they are in place already.
+
+        Returns:
+            The share's episodes and metrics, or what went wrong.
+        """
+        try:
+            self._load(weights)
+            self._seeds = share.seeds()
+            episodes = self.sample(num_episodes=share.num_episodes)
+        except Exception as error:  # Reported by the caller; see `ShareFailure`.
+            return ShareFailure(share, repr(error), traceback.format_exc())
+        return ShareResult(share, weights.version, episodes, self.get_metrics())
+
+    def _load(self, weights: Weights) -> None:
+        if self._weights_version == weights.version:
+            return
+        state = weights.state
+        if isinstance(state, ray.ObjectRef):
+            state = ray.get(state)
+        # RLlib ignores states older than the one in place; a restored checkpoint is older.
+        self._weights_seq_no = -1
+        self.set_state(state)
+        self._weights_seq_no = state[WEIGHTS_SEQ_NO]
+        self._weights_version = weights.version
+
+    @override(SingleAgentEnvRunner)
+    def _sample(
+        self,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> list[SingleAgentEpisode]:
+        if num_episodes is None:
+            return super()._sample(
+                num_timesteps=num_timesteps,
+                explore=explore,
+                random_actions=random_actions,
+                force_reset=force_reset,
+            )
+        # The envs are left in the middle of nowhere: sampling by timesteps must reset them.
+        self._needs_initial_reset = True
+        self._ongoing_episodes_for_metrics.clear()
+        seeds = self._next_seeds(num_episodes)
+        device = torch.device(self._device)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            if seeds is not None:
+                torch.manual_seed(seeds.actions)
+                self.env.single_action_space.seed(seeds.actions)
+            rollout = PipelineRollout(self, explore=explore, random_actions=random_actions)
+            episodes = self._run(rollout, seeds.episodes if seeds else [None] * num_episodes)
+        self._count(episodes)
+        return episodes
+
+    def _next_seeds(self, num_episodes: int) -> Seeds | None:
+        """Returns the seeds of the share, or of this plain `sample` call, if it is seeded."""
+        seeds, self._seeds = self._seeds, None
+        if seeds is None and self.config.seed is not None:
+            call = (int(self.config.in_evaluation), self.worker_index or 0, self._num_sample_calls)
+            seeds = Seeds.for_sample_call(num_episodes, self.config.seed, *call)
+            self._num_sample_calls += 1
+        return seeds
+
+    def _run(
+        self, rollout: PipelineRollout, seeds: Sequence[int | None]
+    ) -> list[SingleAgentEpisode]:
+        """Starts one episode per seed and finishes them all; returns them as they were started."""
+        episodes: list[Any] = [None] * self.num_envs
+        self._ongoing_episodes = episodes
+        waiting = deque(seeds)
+        started: list[SingleAgentEpisode] = []
+
+        def start(env_indices: Sequence[int]) -> Seeded:
+            starting = {index: waiting.popleft() for index in env_indices[: len(waiting)]}
+            for index in starting:
+                self._new_episode(index, episodes)
+                started.append(episodes[index])
+            return starting
+
+        def running(env_indices: Iterable[int]) -> list[SingleAgentEpisode]:
+            return [episodes[index] for index in env_indices]
+
+        starting = start(range(self.num_envs))
+        with self.metrics.log_time(ENV_RESET_TIMER):
+            resets = self._vector_env.reset(starting)
+        rollout.record([], None, running(starting), resets)
+        self._call_back("on_episode_start", starting)
+        stepping = list(starting)
+        starting = {}
+        watch = _Watch()
+        while stepping or starting:
+            actions = rollout.act(running(stepping)) if stepping else []
+            with self.metrics.log_time(ENV_STEP_TIMER):
+                steps, resets = self._vector_env.step(stepping, actions, starting)
+            rollout.record(running(stepping), steps, running(starting), resets)
+            self._call_back("on_episode_start", starting)
+            self._call_back("on_episode_step", stepping)
+
+            done = steps.terminateds | steps.truncateds
+            ended = [index for index, is_done in zip(stepping, done, strict=True) if is_done]
+            self._call_back("on_episode_end", ended)
+            for episode in running(ended):
+                rollout.finish(episode)
+            stepping = [*(index for index in stepping if index not in ended), *starting]
+            starting = start(ended)
+            watch.step(any_ended=bool(ended))
+        return started
+
+    def _call_back(self, which: str, env_indices: Iterable[int]) -> None:
+        for index in env_indices:
+            self._make_on_episode_callback(which, index, self._ongoing_episodes)
+
+    def _count(self, episodes: list[SingleAgentEpisode]) -> None:
+        """Logs what RLlib's env runner logs about a `sample` call."""
+        self._done_episodes_for_metrics.extend(episodes)
+        num_steps = sum(len(episode) for episode in episodes)
+        if num_steps > 0:
+            self._log_env_steps(metric=self._metrics_num_env_steps_sampled, num_steps=num_steps)
+        self._increase_sampled_metrics(num_steps, len(episodes))
+
+
+class _Watch:
+    """Says so when no episode ends: an env without a time limit would hang in silence."""
+
+    def __init__(self) -> None:
+        self._num_steps = 0
+        self._patience = _STEPS_BEFORE_WARNING
+
+    def step(self, *, any_ended: bool) -> None:
+        self._num_steps = 0 if any_ended else self._num_steps + 1
+        if self._num_steps >= self._patience:
+            logger.warning(
+                f"No episode has ended in {self._num_steps} steps of every env. GPG waits for "
+                "whole episodes. If this env has no time limit, set one: "
+                "`config.env_runners(max_episode_steps=..)`."
+            )
+            self._patience *= 2

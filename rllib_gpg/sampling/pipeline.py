@@ -1,0 +1,146 @@
+"""Computes actions and records steps through RLlib's own connector pipelines, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.metrics import (
+    ENV_TO_MODULE_CONNECTOR,
+    MODULE_TO_ENV_CONNECTOR,
+    RLMODULE_INFERENCE_TIMER,
+    WEIGHTS_SEQ_NO,
+)
+from ray.rllib.utils.spaces.space_utils import unbatch
+
+from rllib_gpg.sampling.vector_env import Resets, Steps
+
+if TYPE_CHECKING:
+    from rllib_gpg.sampling.env_runner import GroupEnvRunner
+
+
+class PipelineRollout:
+    """What `GroupEnvRunner` does at one vector step, for any module and any connectors.
+
+    It does what RLlib's `SingleAgentEnvRunner` does, in its order, for the envs that still run:
+    nothing is computed for an env whose episode is over.
+    """
+
+    def __init__(self, runner: GroupEnvRunner, *, explore: bool, random_actions: bool):
+        """Prepares one `sample` call.
+
+        Args:
+            runner: The env runner whose module and connectors to use.
+            explore: Whether to call the module's `forward_exploration` or `forward_inference`.
+            random_actions: Whether to draw actions from the action space instead.
+        """
+        self._runner = runner
+        self._explore = explore
+        self._random_actions = random_actions
+        self._shared_data: dict[str, Any] = {}
+        self._to_module: Any = None
+        # What the last `act` computed, waiting for the steps it led to.
+        self._actions: list[Any] = []
+        self._outputs: dict[str, Any] = {}
+
+    def act(self, episodes: list[SingleAgentEpisode]) -> Any:
+        """Returns one action per running episode, as the env takes it (unsquashed, clipped)."""
+        if self._random_actions:
+            space = self._runner.env.single_action_space
+            outputs: dict[str, Any] = {Columns.ACTIONS: [space.sample() for _ in episodes]}
+        else:
+            outputs = self._module_to_env(self._forward(), episodes)
+        actions = outputs.pop(Columns.ACTIONS)
+        for_env = outputs.pop(Columns.ACTIONS_FOR_ENV, actions)
+        self._actions = actions if isinstance(actions, list) else unbatch(actions)
+        self._outputs = outputs
+        return for_env
+
+    def record(
+        self,
+        stepped: list[SingleAgentEpisode],
+        steps: Steps | None,
+        started: list[SingleAgentEpisode],
+        resets: Resets,
+    ) -> None:
+        """Adds what the env returned to the episodes, and keeps the module's next input.
+
+        Args:
+            stepped: The episodes that `act` computed actions for, in that order.
+            steps: What came of these actions, row by row; None if nothing has stepped yet.
+            started: The episodes that begin now.
+            resets: Their first observations, row by row.
+        """
+        if steps is not None:
+            self._add_steps(stepped, steps)
+        for row, (episode, observation) in enumerate(_rows(started, resets.observations)):
+            episode.add_env_reset(observation=observation, infos=resets.infos[row])
+
+        # Connectors may write into the episode: final observations must pass them as well.
+        self._env_to_module([episode for episode in stepped if episode.is_done])
+        self._to_module = self._env_to_module(
+            [episode for episode in (*stepped, *started) if not episode.is_done]
+        )
+
+    def finish(self, episode: SingleAgentEpisode) -> None:
+        """Brings an episode that is done into the form in which it is handed on."""
+        if self._runner.episodes_to_numpy:
+            episode.to_numpy()
+
+    def _add_steps(self, stepped: list[SingleAgentEpisode], steps: Steps) -> None:
+        for row, (episode, observation) in enumerate(_rows(stepped, steps.observations)):
+            outputs = {column: values[row] for column, values in self._outputs.items()}
+            outputs[WEIGHTS_SEQ_NO] = self._runner.weights_seq_no
+            episode.add_env_step(
+                observation=observation,
+                action=self._actions[row],
+                reward=float(steps.rewards[row]),
+                infos=steps.infos[row],
+                terminated=bool(steps.terminateds[row]),
+                truncated=bool(steps.truncateds[row]),
+                extra_model_outputs=outputs,
+            )
+
+    def _forward(self) -> dict[str, Any]:
+        module, metrics = self._runner.module, self._runner.metrics
+        with metrics.log_time(RLMODULE_INFERENCE_TIMER):
+            if self._explore:
+                return module.forward_exploration(
+                    self._to_module, t=self._runner.num_env_steps_sampled_lifetime
+                )
+            return module.forward_inference(self._to_module)
+
+    def _env_to_module(self, episodes: list[SingleAgentEpisode]) -> Any:
+        if self._runner.module is None or not episodes:
+            return None
+        return self._runner.env_to_module(
+            episodes=episodes,
+            batch={},
+            explore=self._explore,
+            rl_module=self._runner.module,
+            shared_data=self._shared_data,
+            metrics=self._runner.metrics,
+            metrics_prefix_key=(ENV_TO_MODULE_CONNECTOR,),
+        )
+
+    def _module_to_env(
+        self, outputs: dict[str, Any], episodes: list[SingleAgentEpisode]
+    ) -> dict[str, Any]:
+        return self._runner.module_to_env(
+            rl_module=self._runner.module,
+            batch=outputs,
+            episodes=episodes,
+            explore=self._explore,
+            shared_data=self._shared_data,
+            metrics=self._runner.metrics,
+            metrics_prefix_key=(MODULE_TO_ENV_CONNECTOR,),
+        )
+
+
+def _rows(
+    episodes: Sequence[SingleAgentEpisode], observations: Any
+) -> list[tuple[SingleAgentEpisode, Any]]:
+    """Pairs every episode with its row of a batch of observations."""
+    return list(zip(episodes, unbatch(observations), strict=True)) if episodes else []

@@ -1,0 +1,112 @@
+"""What travels between the algorithm and an env runner: a share, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# What a seed is for. It is part of the seed, so that no two uses ever draw the same numbers.
+_GROUP = 0
+_SAMPLE_CALL = 1
+_SHUFFLE = 2
+
+# Envs may pass their seed on to generators that take 32 bits, some of them signed.
+_MAX_SEED = 2**31 - 1
+
+
+def _generator(run_seed: int, *key: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(run_seed, spawn_key=key))
+
+
+def shuffle_generator(run_seed: int, group: int) -> np.random.Generator:
+    """Returns the generator that shuffles the steps of group number `group` for the learners."""
+    return _generator(run_seed, _SHUFFLE, group)
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The seeds of a few whole episodes.
+
+    Attributes:
+        episodes: One per episode, for `env.reset(seed=..)`; all different.
+        actions: The seed of the actions drawn, over all these episodes.
+    """
+
+    episodes: tuple[int, ...]
+    actions: int
+
+    @classmethod
+    def draw(cls, num_episodes: int, run_seed: int, *key: int) -> Seeds:
+        """Derives the seeds of `num_episodes` episodes from the run's seed and a key."""
+        generator = _generator(run_seed, *key)
+        episodes = generator.choice(_MAX_SEED, size=num_episodes, replace=False)
+        return cls(tuple(int(seed) for seed in episodes), int(generator.integers(_MAX_SEED)))
+
+    @classmethod
+    def for_sample_call(cls, num_episodes: int, run_seed: int, *key: int) -> Seeds:
+        """Derives the seeds of one plain `sample(num_episodes=..)` call (evaluation, PPO)."""
+        return cls.draw(num_episodes, run_seed, _SAMPLE_CALL, *key)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A few whole episodes of a group: a pure function of the weights and its seed.
+
+    A share that was lost with its env runner is sent again as it is and gives the same episodes,
+    so that no fault can favour short ones.
+
+    Attributes:
+        run_seed: The seed of the whole run.
+        group: The number of the group in the run, counted from 0.
+        index: The number of the share in the group, counted from 0.
+        num_episodes: How many whole episodes are owed, at least 1.
+    """
+
+    run_seed: int
+    group: int
+    index: int
+    num_episodes: int
+
+    def seeds(self) -> Seeds:
+        """Returns the seeds of this share, different from those of any other share."""
+        return Seeds.draw(self.num_episodes, self.run_seed, _GROUP, self.group, self.index)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The policy that a group is sampled with.
+
+    Attributes:
+        version: Different for any two states that one algorithm hands out; an env runner loads
+            the state when this differs from what it holds.
+        state: The module's state with its sequence number, as `EnvRunner.set_state` takes it; or
+            a reference to it in Ray's object store, resolved only when it is needed.
+    """
+
+    version: int
+    state: Any
+
+
+@dataclass(frozen=True)
+class ShareResult:
+    """The episodes of one share, all finished, in the order in which they were started."""
+
+    share: Share
+    weights_version: int
+    episodes: list[Any]
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ShareFailure:
+    """What the env or the policy raised while a share was sampled.
+
+    A value and no exception: RLlib's remote call puts a failed env runner to sleep for
+    `delay_between_env_runner_restarts_s` before anybody hears of it.
+    """
+
+    share: Share
+    error: str
+    traceback: str

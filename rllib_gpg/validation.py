@@ -1,0 +1,157 @@
+"""What GPG refuses in a config, by name, with the mend."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from typing import TYPE_CHECKING, Any
+
+from ray.rllib.utils.schedules.scheduler import Scheduler
+
+from rllib_gpg.advantages.binning import resolve_binning
+from rllib_gpg.sampling.env_runner import GroupEnvRunner
+
+if TYPE_CHECKING:
+    from rllib_gpg.gpg import GPGConfig
+
+CRITIC_SETTINGS = frozenset(
+    {"use_critic", "use_gae", "lambda_", "vf_loss_coeff", "vf_clip_param", "vf_share_layers"}
+)
+
+# Keys of a dict config that RLlib translates or swallows, beside the names of settings.
+_SPECIAL_KEYS = frozenset({"multiagent", "__trial_info__", "_enable_new_api_stack", "_is_frozen"})
+
+
+def check_known(config: GPGConfig, keys: list[str]) -> None:
+    """Refuses the keys of a dict config that are no settings; RLlib would ignore them.
+
+    Raises:
+        ValueError: Names each unknown key and the nearest known one.
+    """
+    known = {name for name in vars(config) if not name.startswith("_")} | CRITIC_SETTINGS
+    unknown = [
+        key
+        for key in keys
+        if key not in _SPECIAL_KEYS
+        and (name := config._translate_special_keys(key, warn_deprecated=False)) not in known
+        and not hasattr(config, name)
+    ]
+    if unknown:
+        hints = []
+        for key in unknown:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hints.append(f"{key!r}" + (f" (did you mean {nearest[0]!r}?)" if nearest else ""))
+        raise ValueError(f"Unknown settings in the config: {', '.join(hints)}.")
+
+
+def check_config(config: GPGConfig) -> None:
+    """Refuses, before any actor starts, what GPG can't run with.
+
+    Raises:
+        ValueError: Names the setting and the mend.
+    """
+    _check_new_api_stack(config)
+    _check_critic_settings(config)
+    _check_loss(config)
+    for module_id, overrides in config.algorithm_config_overrides_per_module.items():
+        _check_estimator(config, overrides, f" of module {module_id!r}")
+    _check_estimator(config, vars(config))
+    # The evaluation copy of a config gets fragment lengths from RLlib, and it collects no groups.
+    if not config.in_evaluation:
+        _check_group(config)
+        _check_batch_sizes(config)
+
+
+def _check_new_api_stack(config: GPGConfig) -> None:
+    if not config.enable_rl_module_and_learner:
+        config._value_error(
+            "GPG runs on RLlib's new API stack only: remove the call of `api_stack(..)`."
+        )
+    if config.is_multi_agent:
+        config._value_error(
+            "GPG doesn't support multi-agent envs yet: remove the call of `multi_agent(..)`."
+        )
+
+
+def _check_critic_settings(config: GPGConfig) -> None:
+    given = sorted(CRITIC_SETTINGS & vars(config).keys())
+    model_config = config._model_config
+    if isinstance(model_config, dict) and "vf_share_layers" in model_config:
+        given.append("vf_share_layers")
+    if given:
+        config._value_error(
+            f"GPG has no critic, so these settings mean nothing to it: {', '.join(given)}. Remove "
+            "them. What stands in place of the critic are `group_size` and `binning`."
+        )
+
+
+def _check_estimator(config: GPGConfig, settings: Any, of: str = "") -> None:
+    gamma = settings.get("gamma", config.gamma)
+    if not _is_number(gamma) or not 0.0 <= gamma <= 1.0:
+        config._value_error(f"`gamma`{of} must be between 0 and 1, got {gamma!r}.")
+    try:
+        resolve_binning(settings.get("binning", config.binning))
+    except (ValueError, TypeError) as error:
+        config._value_error(f"`binning`{of}: {error}")
+
+
+def _check_loss(config: GPGConfig) -> None:
+    for name in ("clip_param", "kl_target"):
+        value = getattr(config, name)
+        if not _is_number(value) or value <= 0.0:
+            config._value_error(f"`{name}` must be a number > 0, got {value!r}.")
+    if not _is_number(config.kl_coeff) or config.kl_coeff < 0.0:
+        config._value_error(f"`kl_coeff` must be a number >= 0, got {config.kl_coeff!r}.")
+    Scheduler.validate(
+        fixed_value_or_schedule=config.entropy_coeff,
+        setting_name="entropy_coeff",
+        description="entropy coefficient",
+    )
+    if _is_number(config.entropy_coeff) and config.entropy_coeff < 0.0:
+        config._value_error(f"`entropy_coeff` must be >= 0, got {config.entropy_coeff!r}.")
+
+
+def _check_group(config: GPGConfig) -> None:
+    _check_count(config, "group_size", "It is how many whole episodes one update learns from.")
+    _check_count(config, "num_epochs")
+    for name in ("episodes_per_share", "max_episode_steps", "num_minibatches", "minibatch_size"):
+        if getattr(config, name) is not None:
+            _check_count(config, name)
+    runner_class = config.env_runner_cls
+    if not (isinstance(runner_class, type) and issubclass(runner_class, GroupEnvRunner)):
+        config._value_error(
+            f"`env_runner_cls` must be GroupEnvRunner or a subclass of it, got {runner_class!r}: "
+            "other env runners drop the episodes that take longest, and bias the group."
+        )
+
+
+def _check_batch_sizes(config: GPGConfig) -> None:
+    default = type(config)()
+    for name in ("_train_batch_size_per_learner", "train_batch_size", "rollout_fragment_length"):
+        if getattr(config, name) != getattr(default, name):
+            config._value_error(
+                f"`{name.removeprefix('_')}` doesn't apply: GPG learns from whole episodes, so the "
+                "number of steps per update follows from their length. Set `group_size`, the "
+                "number of episodes per update, instead."
+            )
+    if config.batch_mode != "complete_episodes":
+        config._value_error(
+            f"`batch_mode={config.batch_mode!r}` doesn't apply: without a critic a cut episode has "
+            "no return. GPG always learns from `group_size` whole episodes; remove the setting."
+        )
+    if config.minibatch_size is not None and config.num_minibatches is not None:
+        config._value_error(
+            "Set `minibatch_size` or `num_minibatches`, not both: one follows from the other and "
+            "the number of steps in the group."
+        )
+
+
+def _check_count(config: GPGConfig, name: str, meaning: str = "") -> None:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        config._value_error(f"`{name}` must be an integer >= 1, got {value!r}. {meaning}".strip())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
