@@ -296,6 +296,14 @@ class GPG(Algorithm):
         self._connector_module = self._build_connector_module()
         self._check_binning()
 
+    def __repr__(self) -> str:
+        """Names the algorithm and its env, also while it is being built.
+
+        Ray shows this in the errors of a Tune trial; RLlib's own raises before there is a config,
+        and so hides what was wrong with it.
+        """
+        return f"{type(self).__name__}(env={getattr(self.config, 'env', None)!r})"
+
     @override(Algorithm)
     def training_step(self) -> None:
         """Runs one iteration of Algorithm 1."""

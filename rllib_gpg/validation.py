@@ -19,8 +19,8 @@ CRITIC_SETTINGS = frozenset(
     {"use_critic", "use_gae", "lambda_", "vf_loss_coeff", "vf_clip_param", "vf_share_layers"}
 )
 
-# Keys of a dict config that RLlib translates or swallows, beside the names of settings.
-_SPECIAL_KEYS = frozenset({"multiagent", "__trial_info__", "_enable_new_api_stack", "_is_frozen"})
+# A key that RLlib translates into several settings.
+_MULTI_AGENT = "multiagent"
 
 
 def check_known(config: GPGConfig, keys: list[str]) -> None:
@@ -29,14 +29,17 @@ def check_known(config: GPGConfig, keys: list[str]) -> None:
     Raises:
         ValueError: Names each unknown key and the nearest known one.
     """
-    known = {name for name in vars(config) if not name.startswith("_")} | CRITIC_SETTINGS
-    unknown = [
-        key
-        for key in keys
-        if key not in _SPECIAL_KEYS
-        and (name := config._translate_special_keys(key, warn_deprecated=False)) not in known
-        and not hasattr(config, name)
-    ]
+    known = {name for name in vars(config) if not name.startswith("_")}
+    known |= {*CRITIC_SETTINGS, _MULTI_AGENT}
+
+    def is_known(key: str) -> bool:
+        # RLlib's own private settings, and what Ray Tune adds to a trial's config ("__...__").
+        if key.startswith("_"):
+            return True
+        name = config._translate_special_keys(key, warn_deprecated=False)
+        return name in known or hasattr(config, name)
+
+    unknown = [key for key in keys if not is_known(key)]
     if unknown:
         hints = []
         for key in unknown:

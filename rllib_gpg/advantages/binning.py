@@ -149,7 +149,9 @@ class SpatialBinning(Binning):
         obs_TD = _numeric_rows(observations, self)
         self._check_dimensions(obs_TD.shape[1])
         with np.errstate(over="ignore"):  # what overflows is refused below
-            cell_TD: NDArray[np.float64] = np.rint(np.divide(obs_TD, self.epsilon, dtype=np.float64))
+            cell_TD: NDArray[np.float64] = np.rint(
+                np.divide(obs_TD, self.epsilon, dtype=np.float64)
+            )
         fits_TD = np.abs(cell_TD) < 2.0**63  # False for nan
         if not fits_TD.all():
             t, d = np.argwhere(~fits_TD)[0]
