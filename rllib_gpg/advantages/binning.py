@@ -45,9 +45,7 @@ class Binning:
         raise NotImplementedError
 
     def check_space(self, *, shape: tuple[int, ...] | None, dtype: np.dtype[Any] | None) -> None:
-        """Refuses, before the first sample, observations that this binning cannot take.
-
-        The base takes everything; SpatialBinning, SpatialTimeBinning and StateBinning look.
+        """Refuses, before the first sample, observations it cannot take. The base takes all.
 
         Args:
             shape: Shape of one observation; None if it is not one array, e.g. a dict.
@@ -117,8 +115,7 @@ class SpatialBinning(Binning):
     Args:
         epsilon: Edge of a grid cell, > 0, in the unit of the observations (as the environment
             gives them, not normalised): one float, or one per dimension of the flattened
-            observation. Larger is coarser. The paper takes 1.0 for groups of 1-4, 0.5 for 16-32
-            and 0.2 for 128: the more trajectories, the finer the grid they can fill.
+            observation. Larger is coarser; the more trajectories, the finer a grid they can fill.
 
     Raises:
         ValueError: If epsilon is not positive and finite.
@@ -182,8 +179,8 @@ class SpatialBinning(Binning):
 class SpatialTimeBinning(SpatialBinning):
     """f(s, t) = (epsilon * round(s / epsilon), t): the grid of SpatialBinning at each timestep.
 
-    The paper finds it equal to time bins on small groups and better on large ones. Epsilon, its
-    values and its errors are those of SpatialBinning.
+    The paper finds it equal to time bins on small groups and better on large ones, with epsilon
+    1.0 for groups of 1-4, 0.5 for 16-32 and 0.2 for 128. Arguments and errors: SpatialBinning.
     """
 
     def __call__(self, observations: Any, timesteps: IntArray) -> IntArray:

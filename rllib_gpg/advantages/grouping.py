@@ -34,28 +34,33 @@ def bin_keys(
             fit int64.
     """
     keys: list[IntArray] = []
+    function = getattr(binning, "__name__", binning)
     for observation, length, name in zip(observations, lengths_N, names, strict=True):
-        asked = f"binning {getattr(binning, '__name__', binning)}, {name}:"
+        asked = f"binning {function}, {name}:"
         try:
             found = np.asarray(binning(observation, np.arange(length)))
         except (TypeError, ValueError) as error:
             error.add_note(f"Raised in {asked[:-1]}.")
             raise
-        got = f"got {found.dtype} of shape {found.shape}"
         if found.dtype.kind not in "biu":
-            raise TypeError(f"{asked} {got}, keys must be integers. Round, then astype(np.int64).")
+            raise TypeError(
+                f"{asked} {_described(found)}, keys must be integers. Round, then astype(np.int64)."
+            )
         if found.ndim not in (1, 2) or len(found) != length or found.size == 0:
             raise ValueError(
-                f"{asked} {got}, expected one key per step: shape ({length},) or ({length}, k)."
+                f"{asked} {_described(found)}, expected one key per step: shape ({length},) or "
+                f"({length}, k)."
             )
         if found.dtype == np.uint64 and found.max() > np.iinfo(np.int64).max:
-            raise ValueError(f"{asked} {got} above 2**63 - 1. Return keys that fit int64.")
+            raise ValueError(
+                f"{asked} {_described(found)} above 2**63 - 1. Return keys that fit int64."
+            )
         key_TK = found.reshape(length, -1).astype(np.int64, copy=False)
         width = keys[0].shape[1] if keys else key_TK.shape[1]
         if key_TK.shape[1] != width:
             raise ValueError(
-                f"{asked} {got}, but the keys of {names[0]} hold {width} integers. Return keys "
-                "of one width for all trajectories."
+                f"{asked} {_described(found)}, but the keys of {names[0]} hold {width} integers. "
+                "Return keys of one width for all trajectories."
             )
         keys.append(key_TK)
     return np.concatenate(keys)
@@ -76,9 +81,12 @@ def key_codes(key_SK: IntArray) -> IntArray:
         # The key is a number with K digits, digit k in base sizes[k].
         place_K = np.cumprod([1, *sizes[:0:-1]])[::-1]
         return np.asarray((key_SK - low_K) @ place_K)
-    # Too many possible keys for one integer: number those that occur, sorting rows by their bytes.
+    # Too many possible keys for one integer: sort the rows by their bytes, and number them.
     row_S = np.ascontiguousarray(key_SK).view(np.dtype((np.void, key_SK[0].nbytes)))[:, 0]
-    return np.unique(row_S, return_inverse=True)[1]
+    order_S = np.argsort(row_S)
+    code_S = np.empty_like(order_S)
+    code_S[order_S] = np.cumsum(_differs_from_previous(row_S[order_S]))
+    return code_S
 
 
 def first_visits(code_S: IntArray, trajectory_S: IntArray) -> tuple[IntArray, IntArray]:
@@ -103,6 +111,10 @@ def first_visits(code_S: IntArray, trajectory_S: IntArray) -> tuple[IntArray, In
     return bin_S, entry_S
 
 
-def _differs_from_previous(value_S: IntArray) -> NDArray[np.bool_]:
+def _described(keys: NDArray[Any]) -> str:
+    return f"got {keys.dtype} of shape {keys.shape}"
+
+
+def _differs_from_previous(value_S: NDArray[Any]) -> NDArray[np.bool_]:
     """Marks the first entry, and every entry unlike the one before it."""
     return np.concatenate([[True], value_S[1:] != value_S[:-1]])

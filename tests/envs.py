@@ -1,0 +1,123 @@
+"""Small envs with known answers. Their only randomness is `reset(seed)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+
+class ShortOrLong(gym.Env):
+    """Episodes last 5 or 200 steps, with probability one half each; the reward is 1 per step.
+
+    The observation is (a number drawn at reset, the step): it tells episodes apart.
+    """
+
+    SHORT, LONG = 5, 200
+
+    def __init__(self, config: dict[str, Any] | None = None):
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.length = int(self.np_random.choice([self.SHORT, self.LONG]))
+        self.name = self.np_random.random()
+        self.t = 0
+        return self._observation(), {}
+
+    def step(self, action: int) -> Any:
+        self.t += 1
+        return self._observation(), 1.0, self.t >= self.length, False, {}
+
+    def _observation(self) -> np.ndarray:
+        return np.array([self.name, self.t], np.float32)
+
+
+class Endless(ShortOrLong):
+    """Never ends by itself."""
+
+    def step(self, action: int) -> Any:
+        observation, reward, _, _, info = super().step(action)
+        return observation, reward, False, False, info
+
+
+class Identity(gym.Env):
+    """The action must repeat the observed bit, 10 times; the best return is 10, chance gives 5."""
+
+    LENGTH = 10
+
+    def __init__(self, config: dict[str, Any] | None = None):
+        self.observation_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._observation(), {}
+
+    def step(self, action: int) -> Any:
+        reward = float(action == self.bit)
+        self.t += 1
+        return self._observation(), reward, self.t >= self.LENGTH, False, {}
+
+    def _observation(self) -> np.ndarray:
+        self.bit = int(self.np_random.integers(2))
+        return np.array([2.0 * self.bit - 1.0], np.float32)
+
+
+class Broken(Identity):
+    """Does something wrong at step 3: `config["how"]` says what."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        self.how = config["how"]
+
+    def step(self, action: int) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.t == 4:
+            if self.how == "raises":
+                raise OSError("the simulator is gone")
+            if self.how == "reward":
+                reward = float("nan")
+            if self.how == "observation":
+                observation = np.array([np.inf], np.float32)
+        return observation, reward, terminated, truncated, info
+
+
+class NativeVector(gym.vector.VectorEnv):
+    """A native vector env of `ShortOrLong` dynamics that can only step as a whole."""
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(self, num_envs: int):
+        self.num_envs = num_envs
+        single = ShortOrLong()
+        self.single_observation_space = single.observation_space
+        self.single_action_space = single.action_space
+        self.observation_space = gym.vector.utils.batch_space(single.observation_space, num_envs)
+        self.action_space = gym.vector.utils.batch_space(single.action_space, num_envs)
+        self._envs = [ShortOrLong() for _ in range(num_envs)]
+        self._done = np.zeros(num_envs, bool)
+        self._buffer = np.zeros((num_envs, 2), np.float32)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        seeds = seed if isinstance(seed, list) else [seed] * self.num_envs
+        for row, (env, env_seed) in enumerate(zip(self._envs, seeds, strict=True)):
+            self._buffer[row] = env.reset(seed=env_seed)[0]
+        self._done[:] = False
+        return self._buffer, {}
+
+    def step(self, actions: Any) -> Any:
+        assert all(self.single_action_space.contains(action) for action in actions)
+        rewards = np.zeros(self.num_envs)
+        terminateds = np.zeros(self.num_envs, bool)
+        for row, env in enumerate(self._envs):
+            if self._done[row]:
+                self._buffer[row] = env.reset()[0]
+            else:
+                self._buffer[row], rewards[row], terminateds[row], _, _ = env.step(actions[row])
+        self._done = terminateds
+        return self._buffer, rewards, terminateds, np.zeros(self.num_envs, bool), {}

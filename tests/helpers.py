@@ -1,0 +1,61 @@
+"""What several tests do: build an algorithm, sample a group, look at its episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from rllib_gpg import GPG, GPGConfig
+
+SMALL_NET = {"fcnet_hiddens": [8]}
+
+
+def small_config(env: Any, **training: Any) -> GPGConfig:
+    """A config with a small network and 4 envs in one process."""
+    return (
+        GPGConfig()
+        .environment(env)
+        .env_runners(num_envs_per_env_runner=4)
+        .training(**{"group_size": 8, **training})
+        .rl_module(model_config=SMALL_NET)
+        .debugging(seed=1)
+    )
+
+
+@contextmanager
+def built(config: GPGConfig) -> Iterator[GPG]:
+    algo = config.build_algo()
+    try:
+        yield algo
+    finally:
+        algo.stop()
+
+
+def sample_group(algo: GPG) -> list[Any]:
+    """The next group, sampled as `training_step` samples it."""
+    return algo._sample_group(algo._weights or algo._sync_weights())
+
+
+def fingerprint(episodes: list[Any]) -> list[tuple[Any, ...]]:
+    """What makes two episodes the same: observations, actions, rewards."""
+    return [
+        (
+            np.asarray(e.get_observations()).tobytes(),
+            np.asarray(e.get_actions()).tobytes(),
+            np.asarray(e.get_rewards()).tobytes(),
+        )
+        for e in episodes
+    ]
+
+
+def module_results(result: dict[str, Any]) -> dict[str, Any]:
+    return result["learners"][DEFAULT_MODULE_ID]
+
+
+def weights(algo: GPG) -> dict[str, np.ndarray]:
+    learner = algo.learner_group.foreach_learner(lambda learner: learner.get_state())
+    return learner.result_or_errors[0].get()["rl_module"][DEFAULT_MODULE_ID]
