@@ -202,9 +202,7 @@ class GPGConfig(AlgorithmConfig):
             This updated AlgorithmConfig object.
         """
         super().env_runners(**kwargs)
-        return self._set(
-            max_episode_steps=max_episode_steps, episodes_per_share=episodes_per_share
-        )
+        return self._set(max_episode_steps=max_episode_steps, episodes_per_share=episodes_per_share)
 
     def _set(self, **settings: Any) -> Self:
         for name, value in settings.items():
@@ -237,6 +235,20 @@ class GPGConfig(AlgorithmConfig):
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Returns the spec of the critic-free default module."""
         return RLModuleSpec(module_class=DefaultGPGTorchRLModule)
+
+    @property
+    @override(AlgorithmConfig)
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        # A nearly uniform first policy: returns without a critic are noisy, and whatever the first
+        # policy happens to prefer is hard to unlearn.
+        return super()._model_config_auto_includes | {
+            "fcnet_kernel_initializer": "orthogonal_",
+            "fcnet_kernel_initializer_kwargs": {"gain": 2**0.5},
+            "fcnet_bias_initializer": "zeros_",
+            "head_fcnet_kernel_initializer": "orthogonal_",
+            "head_fcnet_kernel_initializer_kwargs": {"gain": 0.01},
+            "head_fcnet_bias_initializer": "zeros_",
+        }
 
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type[Learner]:

@@ -18,7 +18,7 @@ from ray.tune.experiment import Trial
 from rllib_gpg import GPGConfig
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
+import matplotlib.pyplot as plt
 
 GROUP_RETURN = "learners/default_policy/group_return_mean"
 

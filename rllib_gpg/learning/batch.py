@@ -94,7 +94,10 @@ def shard(
         rows_per_shard[module_id] = np.array_split(rows, num_shards)
     return [
         _multi_agent_batch(
-            {mid: _take(module_batch, rows_per_shard[mid][i]) for mid, module_batch in group.items()}
+            {
+                mid: _take(module_batch, rows_per_shard[mid][i])
+                for mid, module_batch in group.items()
+            }
         )
         for i in range(num_shards)
     ]

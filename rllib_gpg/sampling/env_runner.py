@@ -10,12 +10,14 @@ from typing import Any
 
 import ray
 import torch
+from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER, WEIGHTS_SEQ_NO
 
+from rllib_gpg.sampling.columns import ColumnarRollout, obstacle_to_columns
 from rllib_gpg.sampling.pipeline import PipelineRollout
 from rllib_gpg.sampling.share import Seeds, Share, ShareFailure, ShareResult, Weights
 from rllib_gpg.sampling.vector_env import Seeded, adapt, limit_episodes
@@ -52,11 +54,28 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         self._weights_version: int | None = None
         self._seeds: Seeds | None = None
         self._num_sample_calls = 0
+        # Whether to sample in columns; decided at the first call.
+        self._in_columns: bool | None = None
 
     @property
     def weights_seq_no(self) -> int:
         """The learner's sequence number of the weights this runner samples with."""
         return self._weights_seq_no
+
+    @property
+    def ongoing_episodes(self) -> list[Any]:
+        """The episode now running in each env, or None."""
+        return self._ongoing_episodes
+
+    @property
+    def device(self) -> Any:
+        """The device on which the module computes actions."""
+        return self._device
+
+    @property
+    def callbacks(self) -> list[RLlibCallback]:
+        """The user's callback objects."""
+        return self._callbacks
 
     @property
     def env_to_module(self) -> ConnectorPipelineV2:
@@ -133,7 +152,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             if seeds is not None:
                 torch.manual_seed(seeds.actions)
                 self.env.single_action_space.seed(seeds.actions)
-            rollout = PipelineRollout(self, explore=explore, random_actions=random_actions)
+            rollout = self._rollout(explore, random_actions)
             episodes = self._run(rollout, seeds.episodes if seeds else [None] * num_episodes)
         self._count(episodes)
         return episodes
@@ -147,8 +166,18 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             self._num_sample_calls += 1
         return seeds
 
+    def _rollout(self, explore: bool, random_actions: bool) -> ColumnarRollout | PipelineRollout:
+        if self._in_columns is None:
+            obstacle = obstacle_to_columns(self)
+            self._in_columns = obstacle is None
+            how = "in columns" if self._in_columns else f"step by step, because {obstacle}"
+            logger.info(f"{type(self).__name__} samples {how}.")
+        if self._in_columns and not random_actions:
+            return ColumnarRollout(self, explore=explore)
+        return PipelineRollout(self, explore=explore, random_actions=random_actions)
+
     def _run(
-        self, rollout: PipelineRollout, seeds: Sequence[int | None]
+        self, rollout: ColumnarRollout | PipelineRollout, seeds: Sequence[int | None]
     ) -> list[SingleAgentEpisode]:
         """Starts one episode per seed and finishes them all; returns them as they were started."""
         episodes: list[Any] = [None] * self.num_envs
@@ -163,30 +192,27 @@ class GroupEnvRunner(SingleAgentEnvRunner):
                 started.append(episodes[index])
             return starting
 
-        def running(env_indices: Iterable[int]) -> list[SingleAgentEpisode]:
-            return [episodes[index] for index in env_indices]
-
         starting = start(range(self.num_envs))
         with self.metrics.log_time(ENV_RESET_TIMER):
             resets = self._vector_env.reset(starting)
-        rollout.record([], None, running(starting), resets)
+        rollout.record([], None, list(starting), resets)
         self._call_back("on_episode_start", starting)
         stepping = list(starting)
         starting = {}
         watch = _Watch()
         while stepping or starting:
-            actions = rollout.act(running(stepping)) if stepping else []
+            actions = rollout.act(stepping) if stepping else []
             with self.metrics.log_time(ENV_STEP_TIMER):
                 steps, resets = self._vector_env.step(stepping, actions, starting)
-            rollout.record(running(stepping), steps, running(starting), resets)
+            rollout.record(stepping, steps, list(starting), resets)
             self._call_back("on_episode_start", starting)
             self._call_back("on_episode_step", stepping)
 
             done = steps.terminateds | steps.truncateds
             ended = [index for index, is_done in zip(stepping, done, strict=True) if is_done]
             self._call_back("on_episode_end", ended)
-            for episode in running(ended):
-                rollout.finish(episode)
+            for index in ended:
+                rollout.finish(index)
             stepping = [*(index for index in stepping if index not in ended), *starting]
             starting = start(ended)
             watch.step(any_ended=bool(ended))

@@ -45,8 +45,9 @@ class PipelineRollout:
         self._actions: list[Any] = []
         self._outputs: dict[str, Any] = {}
 
-    def act(self, episodes: list[SingleAgentEpisode]) -> Any:
-        """Returns one action per running episode, as the env takes it (unsquashed, clipped)."""
+    def act(self, stepping: list[int]) -> Any:
+        """Returns one action per stepping env, unsquashed and clipped."""
+        episodes = self._episodes(stepping)
         if self._random_actions:
             space = self._runner.env.single_action_space
             outputs: dict[str, Any] = {Columns.ACTIONS: [space.sample() for _ in episodes]}
@@ -59,20 +60,17 @@ class PipelineRollout:
         return for_env
 
     def record(
-        self,
-        stepped: list[SingleAgentEpisode],
-        steps: Steps | None,
-        started: list[SingleAgentEpisode],
-        resets: Resets,
+        self, stepping: list[int], steps: Steps | None, starting: list[int], resets: Resets
     ) -> None:
         """Adds what the env returned to the episodes, and keeps the module's next input.
 
         Args:
-            stepped: The episodes that `act` computed actions for, in that order.
+            stepping: The envs that `act` computed actions for, in that order.
             steps: What came of these actions, row by row; None if nothing has stepped yet.
-            started: The episodes that begin now.
+            starting: The envs in which an episode begins now.
             resets: Their first observations, row by row.
         """
+        stepped, started = self._episodes(stepping), self._episodes(starting)
         if steps is not None:
             self._add_steps(stepped, steps)
         for row, (episode, observation) in enumerate(_rows(started, resets.observations)):
@@ -84,10 +82,13 @@ class PipelineRollout:
             [episode for episode in (*stepped, *started) if not episode.is_done]
         )
 
-    def finish(self, episode: SingleAgentEpisode) -> None:
-        """Brings an episode that is done into the form in which it is handed on."""
+    def finish(self, index: int) -> None:
+        """Brings the env's episode, which is done, into the form in which it is handed on."""
         if self._runner.episodes_to_numpy:
-            episode.to_numpy()
+            self._runner.ongoing_episodes[index].to_numpy()
+
+    def _episodes(self, env_indices: list[int]) -> list[SingleAgentEpisode]:
+        return [self._runner.ongoing_episodes[index] for index in env_indices]
 
     def _add_steps(self, stepped: list[SingleAgentEpisode], steps: Steps) -> None:
         for row, (episode, observation) in enumerate(_rows(stepped, steps.observations)):

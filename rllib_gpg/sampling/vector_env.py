@@ -60,9 +60,7 @@ class SubEnvs:
         observations = self._batch([observation for observation, _ in results])
         return Resets(observations, [info for _, info in results])
 
-    def step(
-        self, stepping: Sequence[int], actions: Any, starting: Seeded
-    ) -> tuple[Steps, Resets]:
+    def step(self, stepping: Sequence[int], actions: Any, starting: Seeded) -> tuple[Steps, Resets]:
         """Steps the envs `stepping` and resets those in `starting`."""
         rows = actions if isinstance(actions, (np.ndarray, list)) else unbatch(actions)
         results = [
@@ -121,9 +119,7 @@ class WholeVectorEnv:
         observations, infos = self._env.reset(seed=seeds)
         return self._resets(observations, infos, list(starting))
 
-    def step(
-        self, stepping: Sequence[int], actions: Any, starting: Seeded
-    ) -> tuple[Steps, Resets]:
+    def step(self, stepping: Sequence[int], actions: Any, starting: Seeded) -> tuple[Steps, Resets]:
         """Steps all sub-envs; those in `starting` were done before, and so begin anew."""
         rows = list(stepping)
 

@@ -1,0 +1,253 @@
+"""Computes actions and records steps for all running envs at once, in arrays.
+
+Array names carry their axes: T = vector steps of one `sample` call, E = envs, R = running envs.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+import tree
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.common import (
+    AddObservationsFromEpisodesToBatch,
+    AddStatesFromEpisodesToBatch,
+    AddTimeDimToBatchAndZeroPad,
+    BatchIndividualItems,
+    NumpyToTensor,
+)
+from ray.rllib.connectors.common.flatten_observations import FlattenObservations
+from ray.rllib.connectors.module_to_env import (
+    GetActions,
+    ListifyDataForVectorEnv,
+    NormalizeAndClipActions,
+    RemoveSingleTsTimeRankFromBatch,
+    TensorToNumpy,
+    UnBatchToIndividualItems,
+)
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+from ray.rllib.utils.numpy import convert_to_numpy
+from ray.rllib.utils.spaces.space_utils import (
+    clip_action,
+    get_base_struct_from_space,
+    unsquash_action,
+)
+from ray.rllib.utils.torch_utils import convert_to_torch_tensor
+
+from rllib_gpg.sampling.vector_env import Resets, Steps
+
+if TYPE_CHECKING:
+    from rllib_gpg.sampling.env_runner import GroupEnvRunner
+
+_DEFAULT_ENV_TO_MODULE = [
+    AddObservationsFromEpisodesToBatch,
+    AddTimeDimToBatchAndZeroPad,
+    AddStatesFromEpisodesToBatch,
+    BatchIndividualItems,
+    NumpyToTensor,
+]
+_DEFAULT_MODULE_TO_ENV = [
+    GetActions,
+    TensorToNumpy,
+    UnBatchToIndividualItems,
+    RemoveSingleTsTimeRankFromBatch,
+    NormalizeAndClipActions,
+    ListifyDataForVectorEnv,
+]
+
+
+def obstacle_to_columns(runner: GroupEnvRunner) -> str | None:
+    """Returns why this env runner can't sample in columns, or None if it can."""
+    env_to_module = [type(piece) for piece in runner.env_to_module.connectors]
+    module_to_env = [type(piece) for piece in runner.module_to_env.connectors]
+    space = runner.env.single_observation_space
+    one_hot = _is_one_hot(runner)
+    if runner.module is None or runner.module.is_stateful():
+        return "the module is recurrent"
+    if env_to_module[int(one_hot) :] != _DEFAULT_ENV_TO_MODULE:
+        return "there are custom env-to-module connectors"
+    if module_to_env != _DEFAULT_MODULE_TO_ENV:
+        return "there are custom module-to-env connectors"
+    if not (one_hot or isinstance(space, gym.spaces.Box)):
+        return f"observations aren't one array each: {space}"
+    if not runner.episodes_to_numpy:
+        return "`episodes_to_numpy` is off"
+    if runner.config.callbacks_on_episode_step or any(
+        type(callback).on_episode_step is not RLlibCallback.on_episode_step
+        for callback in runner.callbacks
+    ):
+        return "there is a callback `on_episode_step`"
+    return None
+
+
+def _is_one_hot(runner: GroupEnvRunner) -> bool:
+    """Whether the only custom connector is RLlib's flattening of discrete observations."""
+    pieces, space = runner.env_to_module.connectors, runner.env.single_observation_space
+    return (
+        bool(pieces)
+        and type(pieces[0]) is FlattenObservations
+        and isinstance(space, gym.spaces.Discrete)
+        and space.start == 0
+    )
+
+
+class ColumnarRollout:
+    """What `GroupEnvRunner` does at one vector step, without Python per env.
+
+    Steps are written to [T, E, ...] arrays, from which an episode's columns are copied when it
+    ends. Actions are computed as RLlib's default connectors do, for the envs that still run.
+    """
+
+    def __init__(self, runner: GroupEnvRunner, *, explore: bool):
+        """Prepares one `sample` call.
+
+        Args:
+            runner: The env runner whose module to use; `obstacle_to_columns` found none.
+            explore: Whether to call the module's `forward_exploration` or `forward_inference`.
+        """
+        self._runner = runner
+        self._explore = explore
+        self._get_actions = GetActions()
+        self._action_struct = get_base_struct_from_space(runner.env.single_action_space)
+        self._num_one_hot = runner.env.single_observation_space.n if _is_one_hot(runner) else None
+        self._columns = _Columns(runner.num_envs)
+        self._infos_E: list[list[dict[str, Any]]] = [[] for _ in range(runner.num_envs)]
+        self._first_E = [0] * runner.num_envs
+        # The vector step whose actions come next, and the observations they follow from.
+        self._t = -1
+        self._obs_R: np.ndarray = np.empty(0)
+        self._outputs_R: dict[str, Any] = {}
+
+    def act(self, stepping: list[int]) -> Any:
+        """Returns the actions of the stepping envs as one batch, unsquashed and clipped."""
+        runner = self._runner
+        to_module = {Columns.OBS: convert_to_torch_tensor(self._obs_R, device=runner.device)}
+        if self._explore:
+            outputs = runner.module.forward_exploration(
+                to_module, t=runner.num_env_steps_sampled_lifetime
+            )
+        else:
+            outputs = runner.module.forward_inference(to_module)
+        outputs = self._get_actions(
+            rl_module=runner.module,
+            batch=outputs,
+            episodes=runner.ongoing_episodes[stepping[0] : stepping[0] + 1],
+            explore=self._explore,
+        )
+        self._outputs_R = convert_to_numpy(outputs)
+        actions = self._outputs_R[Columns.ACTIONS]
+        # Episodes keep what the module sampled, the env gets what its action space asks for.
+        for_env = self._outputs_R.pop(Columns.ACTIONS_FOR_ENV, actions)
+        if runner.config.normalize_actions:
+            return unsquash_action(for_env, self._action_struct)
+        if runner.config.clip_actions:
+            return clip_action(for_env, self._action_struct)
+        return for_env
+
+    def record(
+        self, stepping: list[int], steps: Steps | None, starting: list[int], resets: Resets
+    ) -> None:
+        """Writes down what the env returned; see `PipelineRollout.record`."""
+        reset_obs = self._flatten(resets.observations)
+        going_on, obs = np.zeros(0, np.bool_), reset_obs[:0]
+        if steps is not None and stepping:
+            going_on = ~(steps.terminateds | steps.truncateds)
+            obs = self._flatten(steps.observations)
+            outputs = {**self._outputs_R, Columns.REWARDS: steps.rewards}
+            self._columns.write(self._t, stepping, outputs)
+            self._columns.write(self._t + 1, stepping, {Columns.OBS: obs})
+            for index, info in zip(stepping, steps.infos, strict=True):
+                self._infos_E[index].append(info)
+            for row in np.flatnonzero(~going_on):
+                self._cut(stepping[row], bool(steps.terminateds[row]), bool(steps.truncateds[row]))
+        if starting:
+            self._columns.write(self._t + 1, starting, {Columns.OBS: reset_obs})
+            for index, info in zip(starting, resets.infos, strict=True):
+                self._start(index, info)
+        self._obs_R = np.concatenate([obs[going_on], reset_obs])
+        self._t += 1
+
+    def finish(self, index: int) -> None:
+        """Does nothing: an episode gets its columns before the callbacks see its end."""
+
+    def _flatten(self, observations: Any) -> np.ndarray:
+        if self._num_one_hot is None:
+            return observations
+        return np.eye(self._num_one_hot, dtype=np.float32)[observations]
+
+    def _start(self, index: int, info: dict[str, Any]) -> None:
+        self._first_E[index] = self._t + 1
+        first_obs = self._columns.read(Columns.OBS, index, self._t + 1, self._t + 2)[0]
+        self._runner.ongoing_episodes[index].add_env_reset(observation=first_obs, infos=info)
+        self._infos_E[index] = [info]
+
+    def _cut(self, index: int, terminated: bool, truncated: bool) -> None:
+        """Copies the columns of the episode that ended at this step into its object."""
+        episode: SingleAgentEpisode = self._runner.ongoing_episodes[index]
+        first, end = self._first_E[index], self._t + 1
+
+        def column(name: str) -> InfiniteLookbackBuffer:
+            return InfiniteLookbackBuffer(self._columns.read(name, index, first, end))
+
+        episode.observations = InfiniteLookbackBuffer(
+            # The final observation belongs to the episode too.
+            self._columns.read(Columns.OBS, index, first, end + 1)
+        )
+        episode.infos = InfiniteLookbackBuffer(self._infos_E[index])
+        episode.actions = column(Columns.ACTIONS)
+        episode.rewards = column(Columns.REWARDS)
+        episode.extra_model_outputs = {
+            name: column(name)
+            for name in self._outputs_R
+            if name not in (Columns.ACTIONS, Columns.ACTIONS_FOR_ENV)
+        }
+        seq_nos = np.full(end - first, self._runner.weights_seq_no)
+        episode.extra_model_outputs[WEIGHTS_SEQ_NO] = InfiniteLookbackBuffer(seq_nos)
+        episode.observation_space = self._runner.env_to_module.observation_space
+        episode.action_space = self._runner.env.single_action_space
+        episode.t = end - first
+        episode.is_terminated, episode.is_truncated = terminated, truncated
+        episode._last_step_time = time.perf_counter()
+
+
+class _Columns:
+    """Arrays [T, E, ...] by name, each made when first written to and grown as T goes on."""
+
+    _FIRST_LENGTH = 256
+
+    def __init__(self, num_envs: int):
+        self._num_envs = num_envs
+        self._length = self._FIRST_LENGTH
+        self._arrays: dict[str, Any] = {}
+
+    def write(self, t: int, envs: list[int], rows: dict[str, Any]) -> None:
+        """Writes one row per env, [R, ...] or a struct of such, under each name."""
+        if t >= self._length:
+            self._length *= 2
+            self._arrays = tree.map_structure(self._grown, self._arrays)
+
+        def write(array: np.ndarray, row: np.ndarray) -> None:
+            array[t, envs] = row
+
+        for name, row in rows.items():
+            if name not in self._arrays:
+                self._arrays[name] = tree.map_structure(self._empty, row)
+            tree.map_structure(write, self._arrays[name], row)
+
+    def read(self, name: str, env: int, first: int, end: int) -> Any:
+        """Copies the steps `first` to `end` (not included) of one env."""
+        return tree.map_structure(lambda array: array[first:end, env].copy(), self._arrays[name])
+
+    def _empty(self, row: np.ndarray) -> np.ndarray:
+        return np.empty((self._length, self._num_envs, *row.shape[1:]), row.dtype)
+
+    def _grown(self, array: np.ndarray) -> np.ndarray:
+        return np.concatenate(
+            [array, np.empty_like(array, shape=(self._length - len(array), *array.shape[1:]))]
+        )
