@@ -5,10 +5,10 @@ Paper: https://arxiv.org/abs/2510.03679
 
 from __future__ import annotations
 
+import secrets
 import warnings
 from typing import Any, Self
 
-import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
@@ -288,6 +288,7 @@ class GPG(Algorithm):
     @classmethod
     @override(Algorithm)
     def get_default_config(cls) -> GPGConfig:
+        """Returns the config that a dict config of Ray Tune updates."""
         return GPGConfig()
 
     @override(Algorithm)
@@ -348,9 +349,9 @@ class GPG(Algorithm):
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             shares = cut_into_shares(self.config, self._run_seed, self._num_groups)
             self._num_groups += 1
-            results = gather(self.env_runner_group, shares, weights)
-        self.metrics.aggregate([result.metrics for result in results], key=ENV_RUNNER_RESULTS)
-        return [episode for result in results for episode in result.episodes]
+            episodes, metrics = gather(self.env_runner_group, shares, weights)
+        self.metrics.aggregate(metrics, key=ENV_RUNNER_RESULTS)
+        return episodes
 
     def _estimate_advantages(self, episodes: list[EpisodeType]) -> dict[ModuleID, ModuleBatch]:
         """Runs the learner connector pipeline, once, over the whole group.
@@ -462,5 +463,5 @@ def _update_observation_statistics(
 
 
 def _run_seed(seed: int | None) -> int:
-    """Returns the config's seed, or a random one of 128 bits."""
-    return seed if seed is not None else int(np.random.SeedSequence().entropy)
+    """Returns the config's seed, or a random one."""
+    return seed if seed is not None else secrets.randbits(128)

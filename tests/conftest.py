@@ -4,6 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 import ray
+import torch
+
+# As in Ray's own workers. Networks here are tiny: more threads only wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -84,6 +84,8 @@ class Broken(Identity):
                 reward = float("nan")
             if self.how == "observation":
                 observation = np.array([np.inf], np.float32)
+            if self.how == "nan observation":
+                observation = np.array([np.nan], np.float32)
         return observation, reward, terminated, truncated, info
 
 
@@ -121,3 +123,24 @@ class NativeVector(gym.vector.VectorEnv):
                 self._buffer[row], rewards[row], terminateds[row], _, _ = env.step(actions[row])
         self._done = terminateds
         return self._buffer, rewards, terminateds, np.zeros(self.num_envs, bool), {}
+
+
+class Long(Endless):
+    """Ends at last, after 300 steps."""
+
+    LENGTH = 300
+
+    def step(self, action: int) -> Any:
+        observation, reward, _, _, info = super().step(action)
+        return observation, reward, self.t >= self.LENGTH, False, info
+
+
+class DictIdentity(Identity):
+    """`Identity` with a dict as its observation."""
+
+    def __init__(self, config: dict[str, Any] | None = None):
+        super().__init__(config)
+        self.observation_space = gym.spaces.Dict({"bit": self.observation_space})
+
+    def _observation(self) -> Any:
+        return {"bit": super()._observation()}

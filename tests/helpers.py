@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import tree
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from rllib_gpg import GPG, GPGConfig
@@ -24,6 +26,11 @@ def small_config(env: Any, **training: Any) -> GPGConfig:
         .rl_module(model_config=SMALL_NET)
         .debugging(seed=1)
     )
+
+
+def tiny_config(env: Any, **training: Any) -> GPGConfig:
+    """`small_config` without RLlib's monitor of the machine, whose end takes up to 0.7 s."""
+    return small_config(env, **training).debugging(log_sys_usage=False)
 
 
 @contextmanager
@@ -59,3 +66,21 @@ def module_results(result: dict[str, Any]) -> dict[str, Any]:
 def weights(algo: GPG) -> dict[str, np.ndarray]:
     learner = algo.learner_group.foreach_learner(lambda learner: learner.get_state())
     return learner.result_or_errors[0].get()["rl_module"][DEFAULT_MODULE_ID]
+
+
+def snapshot(algo: GPG) -> dict[str, Any]:
+    """Copies of all arrays that learning changes: module and optimizer of the (local) learner.
+
+    `weights` gives views of the live parameters, which always equal themselves.
+    """
+    state = algo.learner_group.foreach_learner(lambda learner: learner.get_state())
+    state = state.result_or_errors[0].get()
+    return copy.deepcopy({name: state[name] for name in ("rl_module", "optimizer")})
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two snapshots are equal to the last bit."""
+    ones, others = (tree.flatten_with_path(nested) for nested in (one, other))
+    return [path for path, _ in ones] == [path for path, _ in others] and all(
+        np.array_equal(a, b) for (_, a), (_, b) in zip(ones, others, strict=True)
+    )

@@ -12,6 +12,7 @@ from ray.rllib.algorithms.bc.bc_catalog import BCCatalog
 from ray.rllib.algorithms.bc.torch.default_bc_torch_rl_module import DefaultBCTorchRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.models.base import Model
+from ray.rllib.core.models.configs import MLPHeadConfig
 from ray.rllib.utils.annotations import override
 from torch import Tensor, nn
 
@@ -26,18 +27,20 @@ class GPGCatalog(BCCatalog):
 
     @override(BCCatalog)
     def build_pi_head(self, framework: str) -> Model:
+        """Builds the policy head, with the initialisers of the model config if there are any."""
         head = super().build_pi_head(framework)
         weights = self._head_initializer("kernel")
         biases = self._head_initializer("bias")
         if weights is None and biases is None:
             return head
-        settings = {}
+        settings: dict[str, Any] = {}
         for layer in ("hidden", "output"):
             for kind, given in (("weights", weights), ("bias", biases)):
                 initializer, kwargs = given or (None, None)
                 settings[f"{layer}_layer_{kind}_initializer"] = initializer
                 settings[f"{layer}_layer_{kind}_initializer_config"] = kwargs
-        self.pi_head_config = dataclasses.replace(self.pi_head_config, **settings)
+        config: MLPHeadConfig = self.pi_head_config  # type: ignore[has-type]
+        self.pi_head_config = dataclasses.replace(config, **settings)
         return self.pi_head_config.build(framework=framework)
 
     def _head_initializer(self, kind: str) -> tuple[Any, dict[str, Any] | None] | None:

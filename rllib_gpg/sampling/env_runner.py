@@ -104,7 +104,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             weights: The weights to sample them with, loaded unless they are in place already.
 
         Returns:
-            The share's episodes and metrics, or what went wrong.
+            The share's episodes, and from a remote env runner its metrics; or what went wrong.
         """
         try:
             self._load(weights)
@@ -112,7 +112,9 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             episodes = self.sample(num_episodes=share.num_episodes)
         except Exception as error:  # Reported by the caller; see `ShareFailure`.
             return ShareFailure(share, repr(error), traceback.format_exc())
-        return ShareResult(share, weights.version, episodes, self.get_metrics())
+        # The local env runner is asked for its metrics once per group.
+        metrics = self.get_metrics() if self.worker_index else None
+        return ShareResult(share, weights.version, episodes, metrics)
 
     def _load(self, weights: Weights) -> None:
         if self._weights_version == weights.version:

@@ -7,6 +7,7 @@ from collections import deque
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.typing import EpisodeType, ResultDict
 
 from rllib_gpg.sampling.share import Share, ShareFailure, ShareResult, Weights
 
@@ -42,7 +43,7 @@ def cut_into_shares(config: AlgorithmConfig, run_seed: int, group: int) -> list[
 
 def gather(
     env_runner_group: EnvRunnerGroup, shares: list[Share], weights: Weights
-) -> list[ShareResult]:
+) -> tuple[list[EpisodeType], list[ResultDict]]:
     """Has every share sampled, by the remote env runners or, if there are none, the local one.
 
     Args:
@@ -51,15 +52,20 @@ def gather(
         weights: The weights to sample them with.
 
     Returns:
-        The results in the order of the shares, whichever came first.
+        The episodes in the order of the shares, whichever came first; and the metrics of the env
+        runners.
 
     Raises:
         SamplingError: If the env or the policy raised an exception, or no env runner is left.
     """
     if env_runner_group.num_remote_env_runners() == 0:
         runner = env_runner_group.local_env_runner
-        return [_checked(runner.sample_share(share, weights)) for share in shares]
-    return _gather_remote(env_runner_group, shares, weights)
+        results = [_checked(runner.sample_share(share, weights)) for share in shares]
+        metrics = [runner.get_metrics()]
+    else:
+        results = _gather_remote(env_runner_group, shares, weights)
+        metrics = [result.metrics for result in results]
+    return [episode for result in results for episode in result.episodes], metrics
 
 
 class SamplingError(RuntimeError):
@@ -91,9 +97,11 @@ def _gather_remote(
             tags=_TAG, timeout_seconds=_POLL_S
         ):
             share = in_flight.pop(runner, None)
+            if share is None:
+                continue
             if share == result.share:
                 results[share.index] = _checked(result)
-            elif share is not None:
+            else:
                 # What came was asked for by an earlier call that ended in an error.
                 waiting.appendleft(share)
     return [results[share.index] for share in shares]

@@ -91,12 +91,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class ShareResult:
-    """The episodes of one share, all finished, in the order in which they were started."""
+    """The episodes of one share, all finished, in the order in which they were started.
+
+    `metrics` are those of a remote env runner since its last share, None from a local one.
+    """
 
     share: Share
     weights_version: int
     episodes: list[Any]
-    metrics: dict[str, Any]
+    metrics: dict[str, Any] | None
 
 
 @dataclass(frozen=True)

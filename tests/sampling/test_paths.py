@@ -1,0 +1,174 @@
+"""Sampling in columns and step by step: one loop, the same episodes, the same callbacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import tree
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.env_to_module import FlattenObservations
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+from rllib_gpg import GPGConfig
+from rllib_gpg.sampling import GroupEnvRunner
+from tests.envs import ShortOrLong
+from tests.helpers import small_config
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+class NestedActions(ShortOrLong):
+    def __init__(self, config: Any = None):
+        super().__init__()
+        self.action_space = gym.spaces.Dict(
+            {"turn": gym.spaces.Discrete(3), "push": gym.spaces.Box(-3.0, 1.0, (2,))}
+        )
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action)
+        return super().step(0)
+
+
+class Watching(RLlibCallback):
+    """Writes into the episode at its start, and checks at its end that it survived."""
+
+    seen: list[tuple[Any, ...]]
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    def on_episode_created(self, *, episode: SingleAgentEpisode, **kwargs: Any) -> None:
+        episode.custom_data["created"] = True
+
+    def on_episode_start(
+        self, *, episode: SingleAgentEpisode, env_index: int, **kwargs: Any
+    ) -> None:
+        assert episode.custom_data["created"]
+        episode.custom_data["start"] = float(episode.get_observations(-1)[0])
+        self.seen.append(("start", env_index))
+
+    def on_episode_end(self, *, episode: SingleAgentEpisode, env_index: int, **kwargs: Any) -> None:
+        assert episode.is_done
+        assert episode.custom_data["start"] == float(episode.get_observations(0)[0])
+        self.seen.append(("end", env_index, len(episode), episode.get_return()))
+
+    def on_sample_end(self, *, samples: list[SingleAgentEpisode], **kwargs: Any) -> None:
+        self.seen.append(("sample end", len(samples)))
+
+
+def one_hot_config() -> GPGConfig:
+    config = small_config("CliffWalking-v1")
+    return config.env_runners(
+        max_episode_steps=30,
+        env_to_module_connector=lambda env, spaces, device: FlattenObservations(),
+    )
+
+
+CONFIGS = {
+    "discrete actions": lambda: small_config("CartPole-v1"),
+    "squashed continuous actions": lambda: small_config("Pendulum-v1"),
+    "clipped continuous actions": lambda: small_config("Pendulum-v1").environment(
+        normalize_actions=False, clip_actions=True
+    ),
+    "nested actions": lambda: small_config(NestedActions),
+    "one-hot observations": one_hot_config,
+}
+
+
+def runner_pair(config: GPGConfig) -> tuple[GroupEnvRunner, GroupEnvRunner]:
+    """Two runners with the same weights: one in columns, one step by step."""
+    columns, pipeline = (GroupEnvRunner(config=config, worker_index=0) for _ in range(2))
+    pipeline.module.set_state(columns.module.get_state())
+    pipeline._in_columns = False
+    return columns, pipeline
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("explore", [True, False])
+def test_both_paths_give_the_same_episodes(name: str, explore: bool) -> None:
+    if name == "nested actions" and not explore:
+        pytest.skip("RLlib 2.60 can't compute deterministic actions of nested spaces, PPO neither")
+    columns, pipeline = runner_pair(CONFIGS[name]())
+    for num_episodes in (3, 9):  # fewer than envs, more than envs
+        fast = columns.sample(num_episodes=num_episodes, explore=explore)
+        slow = pipeline.sample(num_episodes=num_episodes, explore=explore)
+        for a, b in zip(fast, slow, strict=True):
+            assert_same_episode(a, b)
+    assert columns._in_columns
+
+
+def assert_same_episode(a: SingleAgentEpisode, b: SingleAgentEpisode) -> None:
+    a.validate()
+    assert (a.is_terminated, a.is_truncated, a.t) == (b.is_terminated, b.is_truncated, b.t)
+    assert a.is_numpy and b.is_numpy
+    assert a.observation_space == b.observation_space
+    assert a.action_space == b.action_space
+    assert a.get_infos() == b.get_infos()
+    columns_a, columns_b = (
+        {
+            "observations": e.get_observations(),
+            "actions": e.get_actions(),
+            "rewards": e.get_rewards(),
+            **{name: e.get_extra_model_outputs(name) for name in e.extra_model_outputs},
+        }
+        for e in (a, b)
+    )
+
+    def assert_equal(x: np.ndarray, y: np.ndarray) -> None:
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+    tree.map_structure(assert_equal, columns_a, columns_b)
+
+
+def test_callbacks_and_metrics_are_the_same_on_both_paths() -> None:
+    columns, pipeline = runner_pair(small_config(ShortOrLong).callbacks(Watching))
+    metrics = []
+    for runner in (columns, pipeline):
+        runner.sample(num_episodes=7)
+        metrics.append({name: stat.peek() for name, stat in flat(runner.get_metrics()).items()})
+    assert columns._in_columns
+    assert columns.callbacks[0].seen == pipeline.callbacks[0].seen
+    assert len(columns.callbacks[0].seen) == 7 + 7 + 1
+    counted = ("num_", "episode_return", "episode_len", "agent_", "module_")
+    for name, value in metrics[1].items():
+        if name.startswith(counted) and "throughput" not in name and "timer" not in name:
+            assert metrics[0][name] == value, name
+
+
+def flat(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {"/".join(map(str, path)): stat for path, stat in tree.flatten_with_path(metrics)}
+
+
+class Stepping(RLlibCallback):
+    def on_episode_step(self, **kwargs: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config.callbacks(Stepping),
+        lambda config: config.callbacks(on_episode_step=lambda **kwargs: None),
+        lambda config: config.env_runners(
+            env_to_module_connector=lambda env, spaces, device: FlattenObservations()
+        ),
+        lambda config: config.rl_module(model_config={"use_lstm": True, "max_seq_len": 5}),
+        lambda config: config.env_runners(episodes_to_numpy=False),
+    ],
+    ids=["callback class", "callback function", "connector", "recurrent module", "lists"],
+)
+def test_what_needs_every_step_is_sampled_step_by_step(change: Any) -> None:
+    runner = GroupEnvRunner(config=change(small_config("CartPole-v1")), worker_index=0)
+    assert len(runner.sample(num_episodes=2)) == 2
+    assert runner._in_columns is False
+
+
+def test_random_actions_need_no_module() -> None:
+    runner = GroupEnvRunner(config=small_config("Pendulum-v1"), worker_index=0)
+    episodes = runner.sample(num_episodes=2, random_actions=True)
+    assert [len(episode) for episode in episodes] == [200, 200]
+    assert np.abs(episodes[0].get_actions()).max() > 1.0

@@ -1,0 +1,406 @@
+"""What a config refuses, before any actor starts, and what it carries unharmed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import cloudpickle
+import pytest
+from ray import tune
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.tune.registry import get_trainable_cls
+
+from rllib_gpg import GPG, GPGConfig
+from rllib_gpg.advantages import SpatialBinning, SpatialTimeBinning, TimeBinning
+from rllib_gpg.sampling import GroupEnvRunner
+from tests.envs import Identity
+from tests.helpers import SMALL_NET, built, module_results, tiny_config
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+CRITIC_SETTINGS = {
+    "use_critic": True,
+    "use_gae": False,
+    "lambda_": 0.95,
+    "vf_loss_coeff": 0.5,
+    "vf_clip_param": 10.0,
+    "vf_share_layers": True,
+}
+
+
+def cartpole() -> GPGConfig:
+    return GPGConfig().environment("CartPole-v1")
+
+
+def test_the_defaults_validate() -> None:
+    cartpole().validate()
+
+
+# What one setting may be.
+
+
+@pytest.mark.parametrize("group_size", [0, -1, 1.5, 8.0, True, "8", None])
+def test_group_size_must_be_a_positive_integer(group_size: Any) -> None:
+    with pytest.raises(ValueError, match="`group_size` must be an integer >= 1"):
+        cartpole().training(group_size=group_size).validate()
+
+
+@pytest.mark.parametrize("name", ["num_epochs", "num_minibatches", "minibatch_size"])
+@pytest.mark.parametrize("value", [0, 2.5, True])
+def test_counts_of_the_update_must_be_positive_integers(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1"):
+        cartpole().training(**{name: value}).validate()
+
+
+@pytest.mark.parametrize("name", ["max_episode_steps", "episodes_per_share"])
+@pytest.mark.parametrize("value", [0, 2.5, True])
+def test_counts_of_the_env_runners_must_be_positive_integers(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1"):
+        cartpole().env_runners(**{name: value}).validate()
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.001, math.nan, math.inf, "0.9", None, True])
+def test_gamma_must_be_between_0_and_1(gamma: Any) -> None:
+    with pytest.raises(ValueError, match="`gamma` must be between 0 and 1"):
+        cartpole().training(gamma=gamma).validate()
+
+
+@pytest.mark.parametrize("gamma", [0, 1, 0.0, 0.99, 1.0])
+def test_gammas_ends_are_in(gamma: float) -> None:
+    cartpole().training(gamma=gamma).validate()
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("tme", "time"), ("univers", "universal"), ("states", "state")]
+)
+def test_an_unknown_binning_is_refused_with_the_nearest_known_name(name: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=rf"`binning`: .*{name!r}.* the nearest is {nearest!r}"):
+        cartpole().training(binning=name).validate()
+
+
+def test_a_binning_that_needs_an_epsilon_says_so() -> None:
+    with pytest.raises(ValueError, match=r"give SpatialTimeBinning\(epsilon="):
+        cartpole().training(binning="spatial-time").validate()
+
+
+@pytest.mark.parametrize("binning", [3, None, TimeBinning])
+def test_a_binning_that_is_neither_name_nor_callable_is_refused(binning: Any) -> None:
+    with pytest.raises(ValueError, match="`binning`: binning must be a name"):
+        cartpole().training(binning=binning).validate()
+
+
+@pytest.mark.parametrize("binning", [SpatialBinning, SpatialTimeBinning])
+@pytest.mark.parametrize("epsilon", [0.0, -0.5, math.inf, math.nan, [0.1, 0.0], []])
+def test_epsilon_must_be_positive_and_finite(binning: Any, epsilon: Any) -> None:
+    with pytest.raises(ValueError, match="epsilon must be a number > 0 and finite"):
+        binning(epsilon)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("clip_param", 0.0, "`clip_param` must be a number > 0"),
+        ("clip_param", math.nan, "`clip_param` must be a number > 0"),
+        ("kl_target", 0.0, "`kl_target` must be a number > 0"),
+        ("kl_coeff", -1.0, "`kl_coeff` must be a number >= 0"),
+        ("entropy_coeff", -0.01, "`entropy_coeff` must be >= 0"),
+        ("entropy_coeff", [[10, 0.1], [20, 0.0]], "entropy_coeff.*first timestep must be 0"),
+    ],
+)
+def test_the_loss_settings_have_ranges(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cartpole().training(**{name: value}).validate()
+
+
+# What has no meaning without a critic.
+
+
+@pytest.mark.parametrize(("name", "value"), CRITIC_SETTINGS.items())
+@pytest.mark.parametrize("way", ["training", "dict", "attribute", "override"])
+def test_a_critic_setting_is_refused_by_name(way: str, name: str, value: Any) -> None:
+    config = cartpole()
+    if way == "training":
+        config.training(**{name: value})
+    elif way == "dict":
+        config.update_from_dict({name: value})
+    elif way == "attribute":
+        setattr(config, name, value)
+    else:
+        overrides = {"default_policy": {name: value}}
+        config.rl_module(algorithm_config_overrides_per_module=overrides)
+    with pytest.raises(ValueError, match=f"no critic.*{name}") as error:
+        config.validate()
+    assert "group_size" in str(error.value)
+
+
+def test_the_lambda_of_a_dict_config_is_refused_too() -> None:
+    with pytest.raises(ValueError, match=r"no critic.*lambda"):
+        GPGConfig().update_from_dict({"env": "CartPole-v1", "lambda": 0.95}).validate()
+
+
+def test_a_shared_value_network_in_the_model_config_is_refused() -> None:
+    config = cartpole().rl_module(model_config={"vf_share_layers": True})
+    with pytest.raises(ValueError, match=r"no critic.*vf_share_layers"):
+        config.validate()
+
+
+def test_all_critic_settings_given_are_named_at_once() -> None:
+    with pytest.raises(ValueError, match="lambda_, vf_loss_coeff"):
+        cartpole().training(lambda_=0.9, vf_loss_coeff=1.0).validate()
+
+
+def test_rllibs_dataclass_of_model_settings_is_accepted() -> None:
+    """It has a field `vf_share_layers` whatever the user sets, so that can't be an error."""
+    model_config = DefaultModelConfig(**SMALL_NET)
+    with built(tiny_config(Identity).rl_module(model_config=model_config)) as algo:
+        # Encoder 1 x 8 + 8, head 8 x 2 + 2.
+        assert module_results(algo.train())["num_trainable_parameters"] == 34
+
+
+# What follows from the length of the episodes.
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        cartpole().training(train_batch_size_per_learner=4000),
+        cartpole().training(train_batch_size=4000),
+        cartpole().env_runners(rollout_fragment_length=200),
+        cartpole().env_runners(batch_mode="truncate_episodes"),
+    ],
+    ids=[
+        "train_batch_size_per_learner",
+        "train_batch_size",
+        "rollout_fragment_length",
+        "batch_mode",
+    ],
+)
+def test_sizes_in_steps_are_refused_and_point_to_group_size(
+    config: GPGConfig, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(ValueError, match=request.node.callspec.id) as error:
+        config.validate()
+    assert "group_size" in str(error.value)
+
+
+def test_minibatch_size_and_num_minibatches_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match=r"`minibatch_size` or `num_minibatches`, not both"):
+        cartpole().training(minibatch_size=64, num_minibatches=4).validate()
+
+
+@pytest.mark.parametrize("setting", [{"minibatch_size": 64}, {"num_minibatches": 8}])
+def test_one_of_minibatch_size_and_num_minibatches_is_fine(setting: dict[str, int]) -> None:
+    cartpole().training(**setting).validate()
+
+
+# What GPG doesn't run on.
+
+
+@pytest.mark.parametrize("runner", [SingleAgentEnvRunner, object(), "GroupEnvRunner"])
+def test_another_env_runner_is_refused(runner: Any) -> None:
+    with pytest.raises(ValueError, match="`env_runner_cls` must be GroupEnvRunner"):
+        cartpole().env_runners(env_runner_cls=runner).validate()
+
+
+def test_a_subclass_of_the_env_runner_is_accepted() -> None:
+    class MyEnvRunner(GroupEnvRunner):
+        pass
+
+    cartpole().env_runners(env_runner_cls=MyEnvRunner).validate()
+
+
+def test_the_old_api_stack_is_refused() -> None:
+    config = cartpole().api_stack(
+        enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False
+    )
+    with pytest.raises(ValueError, match="new API stack only"):
+        config.validate()
+
+
+def test_a_multi_agent_config_is_refused() -> None:
+    config = cartpole().multi_agent(
+        policies={"a", "b"}, policy_mapping_fn=lambda agent_id, episode, **kwargs: agent_id
+    )
+    with pytest.raises(ValueError, match="multi-agent"):
+        config.validate()
+
+
+@pytest.mark.parametrize("framework", ["tf2", "tf"])
+def test_another_framework_is_refused_pointing_to_torch(framework: str) -> None:
+    with pytest.raises(ValueError, match=r"PyTorch only.*framework\('torch'\)"):
+        cartpole().framework(framework).validate()
+
+
+# Settings per module.
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"gamma": 1.5}, "`gamma` of module 'default_policy'"),
+        ({"binning": "tme"}, "`binning` of module 'default_policy'.*'time'"),
+        ({"clip_param": -0.2}, "`clip_param`.*'default_policy'"),
+        ({"entropy_coeff": -0.2}, "`entropy_coeff`.*'default_policy'"),
+        ({"gama": 0.9}, "'gama' .did you mean 'gamma'"),
+    ],
+    ids=["gamma", "binning", "clip_param", "entropy_coeff", "unknown"],
+)
+def test_bad_overrides_of_a_module_are_refused(overrides: dict[str, Any], message: str) -> None:
+    config = cartpole().rl_module(
+        algorithm_config_overrides_per_module={"default_policy": overrides}
+    )
+    with pytest.raises(ValueError, match=message):
+        config.validate()
+
+
+def test_overrides_of_a_module_are_in_force() -> None:
+    overrides = {"clip_param": 0.1, "entropy_coeff": 0.5, "binning": "universal", "gamma": 0.9}
+    config = tiny_config(Identity).rl_module(
+        algorithm_config_overrides_per_module={"default_policy": overrides}
+    )
+    with built(config) as algo:
+        results = module_results(algo.train())
+    assert results["curr_entropy_coeff"] == 0.5
+    assert results["group_num_bins"] == 1
+
+
+# Dict configs.
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_name() -> None:
+    with pytest.raises(ValueError, match=r"'grup_size' .did you mean 'group_size'"):
+        GPGConfig().update_from_dict({"grup_size": 64})
+
+
+def test_all_unknown_keys_are_named_at_once() -> None:
+    with pytest.raises(ValueError, match=r"'grup_size'.*'zzzzzzzz'"):
+        GPGConfig().update_from_dict({"grup_size": 64, "gamma": 0.9, "zzzzzzzz": 1})
+
+
+@pytest.mark.parametrize("method", ["learners", "env_runners", "training", "model_config"])
+def test_a_key_that_names_no_setting_but_a_method_is_refused(method: str) -> None:
+    """`{"env_runners": 2}` in place of `{"num_env_runners": 2}` would overwrite the method."""
+    with pytest.raises(ValueError, match=f"Unknown settings in the config: '{method}'"):
+        GPGConfig().update_from_dict({method: 2})
+
+
+def test_the_names_that_rllib_translates_stay_known() -> None:
+    config = GPGConfig().update_from_dict({"num_workers": 3, "framework": "torch"})
+    assert config.num_env_runners == 3
+
+
+def test_a_typo_in_a_dict_config_stops_the_algorithm() -> None:
+    with pytest.raises(ValueError, match="did you mean 'group_size'"):
+        GPG(config={"env": "CartPole-v1", "grup_size": 64})
+
+
+# Round trips.
+
+
+def full_config() -> GPGConfig:
+    return (
+        tiny_config("CartPole-v1", binning=SpatialTimeBinning([0.5, 1.0, 0.5, 1.0]), gamma=0.97)
+        .training(leave_one_out=True, normalize_advantages=False, entropy_coeff=[[0, 0.1], [9, 0]])
+        .env_runners(max_episode_steps=50, episodes_per_share=2)
+    )
+
+
+def settings(config: GPGConfig) -> dict[str, Any]:
+    return {name: repr(value) for name, value in config.to_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "round_trip",
+    [
+        lambda config: GPGConfig().update_from_dict(config.to_dict()),
+        lambda config: config.copy(),
+        lambda config: cloudpickle.loads(cloudpickle.dumps(config)),
+    ],
+    ids=["to_dict", "copy", "pickle"],
+)
+def test_a_round_trip_keeps_every_setting(round_trip: Any) -> None:
+    config = full_config()
+    again = round_trip(config)
+    assert settings(again) == settings(config)
+    assert (again.group_size, again.max_episode_steps) == (8, 50)
+    assert again.binning == SpatialTimeBinning([0.5, 1.0, 0.5, 1.0])
+    again.validate()
+
+
+def test_a_copy_shares_nothing_with_its_original() -> None:
+    config = full_config()
+    config.copy().training(group_size=99)
+    assert config.group_size == 8
+
+
+def test_the_evaluation_copy_validates() -> None:
+    config = cartpole().evaluation(evaluation_interval=1, evaluation_duration_unit="timesteps")
+    config.validate()
+    evaluation = config.get_evaluation_config_object()
+    assert evaluation.in_evaluation
+    evaluation.validate()
+
+
+def test_ppos_settings_keep_their_names() -> None:
+    shared = {
+        "clip_param": 0.1,
+        "entropy_coeff": 0.01,
+        "use_kl_loss": True,
+        "kl_coeff": 0.3,
+        "kl_target": 0.02,
+        "num_epochs": 3,
+        "minibatch_size": 64,
+        "shuffle_batch_per_epoch": False,
+        "lr": [[0, 1e-3], [1000, 0.0]],
+        "gamma": 0.9,
+        "grad_clip": 1.0,
+        "grad_clip_by": "norm",
+    }
+    for config in (PPOConfig(), cartpole()):
+        config.training(**shared)
+        assert {name: getattr(config, name) for name in shared} == shared
+    config.validate()
+
+
+# Tune.
+
+
+def test_importing_the_package_registers_gpg_with_tune() -> None:
+    assert get_trainable_cls("GPG") is GPG
+
+
+def test_search_spaces_pass_the_setters_unharmed() -> None:
+    spaces = {
+        "group_size": tune.grid_search([4, 8]),
+        "binning": tune.choice(["time", SpatialBinning(0.5)]),
+        "lr": tune.loguniform(1e-4, 1e-2),
+        "gamma": tune.uniform(0.9, 1.0),
+        "clip_param": tune.choice([0.1, 0.2]),
+        "entropy_coeff": tune.loguniform(1e-4, 1e-2),
+        "num_minibatches": tune.choice([2, 4]),
+    }
+    episodes = {"max_episode_steps": tune.choice([10, 20])}
+    as_dict = cartpole().training(**spaces).env_runners(**episodes).to_dict()
+    for name, space in {**spaces, **episodes}.items():
+        assert type(as_dict[name]) is type(space)
+        assert as_dict[name] == space or not isinstance(space, dict)
+
+
+@pytest.mark.slow
+def test_tune_runs_a_grid_search_over_group_size(tmp_path: Any) -> None:
+    config = tiny_config("CartPole-v1").training(group_size=tune.grid_search([4, 6]))
+    results = tune.Tuner(
+        "GPG",
+        param_space=config,
+        run_config=tune.RunConfig(
+            stop={"training_iteration": 1}, storage_path=str(tmp_path), verbose=0
+        ),
+    ).fit()
+    assert not results.errors
+    assert sorted(module_results(result.metrics)["group_num_episodes"] for result in results) == [
+        4,
+        6,
+    ]

@@ -1,0 +1,169 @@
+"""GPG as an RLlib algorithm: it trains, reports and learns, through RLlib's real pipeline."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from ray import tune
+
+from rllib_gpg import GPG, GPGConfig
+from rllib_gpg.advantages import SpatialTimeBinning
+from tests.envs import Identity, ShortOrLong
+from tests.helpers import built, fingerprint, module_results, sample_group, small_config
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+GROUP_METRICS = {
+    "group_num_episodes",
+    "group_num_env_steps",
+    "group_num_bins",
+    "group_singleton_fraction",
+    "baseline_explained_variance",
+    "group_return_mean",
+    "group_return_std",
+    "clip_fraction",
+    "policy_loss",
+    "entropy",
+    "mean_kl_loss",
+}
+
+
+@pytest.mark.parametrize("num_env_runners", [0, 2])
+def test_metrics_are_there_from_the_first_iteration(num_env_runners: int) -> None:
+    config = small_config(ShortOrLong, group_size=6)
+    with built(config.env_runners(num_env_runners=num_env_runners)) as algo:
+        result = algo.train()
+        metrics = module_results(result)
+        assert metrics.keys() >= GROUP_METRICS
+        assert all(math.isfinite(metrics[name]) for name in GROUP_METRICS)
+        assert metrics["group_num_episodes"] == 6
+        # One reward per step: the returns add up to the steps.
+        assert metrics["group_num_env_steps"] == metrics["group_return_mean"] * 6
+        runners = result["env_runners"]
+        assert runners["num_episodes_lifetime"] == 6
+        assert runners["num_env_steps_sampled_lifetime"] == metrics["group_num_env_steps"]
+        assert runners["episode_return_mean"] == pytest.approx(metrics["group_return_mean"])
+
+
+def test_lifetime_counters_go_on_counting() -> None:
+    with built(small_config(Identity, group_size=5)) as algo:
+        for iteration in range(1, 4):
+            runners = algo.train()["env_runners"]
+            assert runners["num_episodes_lifetime"] == 5 * iteration
+            assert runners["num_env_steps_sampled_lifetime"] == 50 * iteration
+
+
+def test_the_policy_that_samples_is_one_update_behind_the_learner() -> None:
+    with built(small_config(Identity).env_runners(num_env_runners=1)) as algo:
+        for _ in range(3):
+            metrics = module_results(algo.train())
+            assert metrics["diff_num_grad_updates_vs_sampler_policy"] == 1.0
+
+
+def test_a_seeded_run_repeats_itself_and_iterations_differ() -> None:
+    runs = []
+    for _ in range(2):
+        with built(small_config(Identity)) as algo:
+            returns = [module_results(algo.train())["group_return_mean"] for _ in range(3)]
+            runs.append((returns, fingerprint(sample_group(algo))))
+    assert runs[0] == runs[1]
+
+
+def test_several_training_steps_per_iteration_sample_different_groups() -> None:
+    config = small_config(ShortOrLong, group_size=3)
+    config.reporting(min_sample_timesteps_per_iteration=1000)
+    starts: list[float] = []
+    with built(config) as algo:
+        algo._estimate_advantages = _spy(algo._estimate_advantages, starts)
+        algo.train()
+    assert len(starts) > 3
+    assert len(set(starts)) == len(starts)
+
+
+def _spy(method: Any, starts: list[float]) -> Any:
+    def spied(episodes: Any) -> Any:
+        starts.extend(float(episode.get_observations(0)[0]) for episode in episodes)
+        return method(episodes)
+
+    return spied
+
+
+@pytest.mark.parametrize(
+    "binning",
+    ["time", "universal", "state", SpatialTimeBinning(0.5), lambda obs, t: t // 3],
+    ids=["time", "universal", "state", "spatial-time", "custom"],
+)
+def test_every_binning_trains(binning: Any) -> None:
+    config = small_config(ShortOrLong, binning=binning, leave_one_out=True, num_epochs=1)
+    with built(config) as algo:
+        assert module_results(algo.train())["group_num_bins"] >= 1
+
+
+def test_a_module_sees_new_weights_after_every_iteration() -> None:
+    """`get_module` and `evaluate` must show what was learned, on the local env runner too."""
+    with built(small_config(Identity).env_runners(num_env_runners=1)) as algo:
+        before = algo.get_module().get_state()
+        algo.train()
+        after = algo.get_module().get_state()
+        learner = algo.learner_group.get_state()["learner"]["rl_module"]["default_policy"]
+    assert any((before[name] != after[name]).any() for name in before)
+    for name, value in after.items():
+        np.testing.assert_array_equal(value, learner[name])
+
+
+@pytest.mark.parametrize("num_eval_runners", [0, 1])
+def test_evaluation_runs_exactly_the_episodes_asked_for(num_eval_runners: int) -> None:
+    config = small_config(ShortOrLong, group_size=2).evaluation(
+        evaluation_interval=1,
+        evaluation_num_env_runners=num_eval_runners,
+        evaluation_duration=7,
+        evaluation_duration_unit="episodes",
+    )
+    with built(config) as algo:
+        evaluation = algo.train()["evaluation"]["env_runners"]
+        assert evaluation["num_episodes"] == 7
+
+
+def test_identity_is_learned() -> None:
+    """A second of training: the action must repeat the observed bit (chance 5, best 10)."""
+    config = small_config(Identity, group_size=16, lr=0.02)
+    config.env_runners(num_envs_per_env_runner=16)
+    with built(config) as algo:
+        returns = [module_results(algo.train())["group_return_mean"] for _ in range(20)]
+    assert returns[0] < 7.0
+    assert max(returns) > 9.5
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("num_env_runners", [0, 2])
+def test_cartpole_is_learned_with_the_defaults(num_env_runners: int) -> None:
+    config = GPGConfig().environment("CartPole-v1").debugging(seed=0)
+    config.env_runners(
+        num_env_runners=num_env_runners, num_envs_per_env_runner=32 // max(1, num_env_runners)
+    )
+    with built(config) as algo:
+        for _ in range(100):
+            best = module_results(algo.train())["group_return_mean"]
+            if best >= 475.0:
+                break
+    assert best >= 475.0
+
+
+@pytest.mark.slow
+def test_tune_runs_gpg_by_class_and_by_name() -> None:
+    config = small_config(Identity, lr=tune.grid_search([1e-3, 1e-2]))
+    for trainable in (GPG, "GPG"):
+        results = tune.Tuner(
+            trainable,
+            param_space=config,
+            run_config=tune.RunConfig(stop={"training_iteration": 2}, verbose=0),
+        ).fit()
+        assert not results.errors
+        lrs = {
+            result.metrics["learners"]["default_policy"]["default_optimizer_learning_rate"]
+            for result in results
+        }
+        assert lrs == {1e-3, 1e-2}
