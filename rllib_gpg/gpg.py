@@ -6,7 +6,6 @@ Paper: https://arxiv.org/abs/2510.03679
 from __future__ import annotations
 
 import secrets
-import warnings
 from typing import Any, Self
 
 import ray
@@ -14,12 +13,11 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.learner import AddObservationsFromEpisodesToBatch
-from ray.rllib.core import ALL_MODULES, COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core import ALL_MODULES, COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -34,7 +32,7 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.typing import EpisodeType, ModuleID, StateDict
 
-from rllib_gpg.advantages.binning import Binning, BinningFunction, TimeBinning, resolve_binning
+from rllib_gpg.advantages.binning import BinningFunction
 from rllib_gpg.advantages.connector import GroupAdvantageEstimation
 from rllib_gpg.learning.batch import ModuleBatch, plan_minibatches, shard
 from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule, ObservationMoments
@@ -42,7 +40,7 @@ from rllib_gpg.learning.torch_learner import GPGTorchLearner
 from rllib_gpg.sampling.env_runner import GroupEnvRunner
 from rllib_gpg.sampling.group import cut_into_shares, gather
 from rllib_gpg.sampling.share import Weights, shuffle_generator
-from rllib_gpg.validation import CRITIC_SETTINGS, check_config, check_known
+from rllib_gpg.validation import CRITIC_SETTINGS, check_config, check_known, check_spaces
 
 GROUP_ADVANTAGE_ESTIMATION_TIMER = "group_advantage_estimation_timer"
 
@@ -299,7 +297,7 @@ class GPG(Algorithm):
             ValueError: If the binning can't take the observations.
         """
         super().setup(config)
-        self._run_seed = _run_seed(self.config.seed)
+        self._run_seed = secrets.randbits(128) if self.config.seed is None else self.config.seed
         self._num_groups = 0
         self._num_weights = 0
         self._weights: Weights | None = None
@@ -307,7 +305,7 @@ class GPG(Algorithm):
             input_observation_space=None, input_action_space=None
         )
         self._connector_module = self._build_connector_module()
-        self._check_binning()
+        check_spaces(self.config, self.spaces)
 
     def __repr__(self) -> str:
         """Names the algorithm and its env, also while it is being built.
@@ -336,12 +334,12 @@ class GPG(Algorithm):
             state = self.learner_group.get_state(
                 components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
             )[COMPONENT_LEARNER]
+            self._num_weights += 1
+            if self.env_runner is not None:
+                self.env_runner.load(Weights(self._num_weights, state))
             if self.env_runner_group.num_remote_env_runners() > 0:
-                if self.env_runner is not None:
-                    self.env_runner.set_state(state)
                 # Once in the object store; each env runner fetches it with its first share.
                 state = ray.put(state)
-            self._num_weights += 1
             self._weights = Weights(self._num_weights, state)
         return self._weights
 
@@ -440,28 +438,8 @@ class GPG(Algorithm):
         spec = self.config.get_multi_rl_module_spec(spaces=self.spaces, inference_only=True)
         return spec.build().as_multi_rl_module()
 
-    def _check_binning(self) -> None:
-        binning = resolve_binning(self.config.binning)
-        if self.config.group_size == 1 and isinstance(binning, TimeBinning):
-            warnings.warn(
-                "group_size=1 with time bins: every step is alone in its bin, its advantage is 0, "
-                "and nothing will be learned. Set a larger `group_size`.",
-                stacklevel=2,
-            )
-        if isinstance(binning, Binning):
-            module_space = self.spaces[DEFAULT_MODULE_ID][0]
-            env_space = self.spaces.get(INPUT_ENV_SINGLE_SPACES, (None,))[0]
-            # One-hot floats of a discrete space repeat exactly, as its integers do.
-            dtype = getattr(env_space, "dtype", None) or module_space.dtype
-            binning.check_space(shape=module_space.shape, dtype=dtype)
-
 
 def _update_observation_statistics(
     learner: GPGTorchLearner, *, moments: dict[ModuleID, ObservationMoments]
 ) -> None:
     learner.update_observation_statistics(moments)
-
-
-def _run_seed(seed: int | None) -> int:
-    """Returns the config's seed, or a random one."""
-    return seed if seed is not None else secrets.randbits(128)

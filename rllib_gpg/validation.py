@@ -5,11 +5,15 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import warnings
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
-from rllib_gpg.advantages.binning import resolve_binning
+from rllib_gpg.advantages.binning import Binning, TimeBinning, resolve_binning
 from rllib_gpg.sampling.env_runner import GroupEnvRunner
 
 if TYPE_CHECKING:
@@ -64,6 +68,33 @@ def check_config(config: GPGConfig) -> None:
     if not config.in_evaluation:
         _check_group(config)
         _check_batch_sizes(config)
+
+
+def check_spaces(config: GPGConfig, spaces: dict[str, tuple[gym.Space, gym.Space]]) -> None:
+    """Holds the binning against the observations, before the first sample.
+
+    Warns of settings that can't give a signal.
+
+    Args:
+        config: The algorithm's config.
+        spaces: (observation space, action space) of the env and of the modules.
+
+    Raises:
+        ValueError: If the binning can't take the observations.
+    """
+    binning = resolve_binning(config.binning)
+    if config.group_size == 1 and isinstance(binning, TimeBinning):
+        warnings.warn(
+            "group_size=1 with time bins: every step is alone in its bin, its advantage is 0, and "
+            "nothing will be learned. Set a larger `group_size`.",
+            stacklevel=2,
+        )
+    if isinstance(binning, Binning):
+        module_space = spaces[DEFAULT_MODULE_ID][0]
+        env_space = spaces.get(INPUT_ENV_SINGLE_SPACES, (None,))[0]
+        # The one-hot floats of a discrete space repeat exactly, as its integers do.
+        dtype = getattr(env_space, "dtype", None) or module_space.dtype
+        binning.check_space(shape=module_space.shape, dtype=dtype)
 
 
 def _check_new_api_stack(config: GPGConfig) -> None:

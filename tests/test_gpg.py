@@ -102,9 +102,9 @@ def test_every_binning_trains(binning: Any) -> None:
         assert module_results(algo.train())["group_num_bins"] >= 1
 
 
-def test_a_module_sees_new_weights_after_every_iteration() -> None:
-    """`get_module` and `evaluate` must show what was learned, on the local env runner too."""
-    with built(small_config(Identity).env_runners(num_env_runners=1)) as algo:
+@pytest.mark.parametrize("num_env_runners", [0, 1])
+def test_get_module_shows_what_an_iteration_learned(num_env_runners: int) -> None:
+    with built(small_config(Identity).env_runners(num_env_runners=num_env_runners)) as algo:
         before = algo.get_module().get_state()
         algo.train()
         after = algo.get_module().get_state()

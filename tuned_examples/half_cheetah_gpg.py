@@ -4,7 +4,7 @@ from progress import example_parser, run_example
 
 from rllib_gpg import GPGConfig
 
-parser = example_parser(reward=1500.0, iterations=200)
+parser = example_parser(reward=700.0, iterations=120)
 
 config = (
     GPGConfig()
@@ -14,10 +14,6 @@ config = (
     .rl_module(
         model_config={
             "fcnet_hiddens": [64, 64],
-            "fcnet_kernel_initializer": "orthogonal_",
-            "fcnet_kernel_initializer_kwargs": {"gain": 2**0.5},
-            "head_fcnet_kernel_initializer": "orthogonal_",
-            "head_fcnet_kernel_initializer_kwargs": {"gain": 0.01},
             "free_log_std": True,
             "normalize_observations": True,
         }

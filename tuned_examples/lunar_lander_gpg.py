@@ -4,13 +4,13 @@ from progress import example_parser, run_example
 
 from rllib_gpg import GPGConfig
 
-parser = example_parser(reward=250.0, iterations=200)
+parser = example_parser(reward=200.0, iterations=150)
 
 config = (
     GPGConfig()
     .environment("LunarLander-v3")
     .env_runners(num_envs_per_env_runner=32)
-    .training(group_size=32, lr=1e-3, gamma=0.99, entropy_coeff=0.01, minibatch_size=256)
+    .training(group_size=32, lr=1e-3, gamma=0.99, minibatch_size=256)
     .rl_module(model_config={"fcnet_hiddens": [64, 64]})
 )
 

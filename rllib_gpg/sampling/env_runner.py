@@ -107,7 +107,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             The share's episodes, and from a remote env runner its metrics; or what went wrong.
         """
         try:
-            self._load(weights)
+            self.load(weights)
             self._seeds = share.seeds()
             episodes = self.sample(num_episodes=share.num_episodes)
         except Exception as error:  # Reported by the caller; see `ShareFailure`.
@@ -116,7 +116,12 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         metrics = self.get_metrics() if self.worker_index else None
         return ShareResult(share, weights.version, episodes, metrics)
 
-    def _load(self, weights: Weights) -> None:
+    def load(self, weights: Weights) -> None:
+        """Puts weights in place, unless they are; also those of an older checkpoint.
+
+        Args:
+            weights: The weights that the next episodes are to be sampled with.
+        """
         if self._weights_version == weights.version:
             return
         state = weights.state
