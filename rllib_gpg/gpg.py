@@ -5,6 +5,7 @@ Paper: https://arxiv.org/abs/2510.03679
 
 from __future__ import annotations
 
+import pathlib
 import secrets
 from typing import Any, Self
 
@@ -38,10 +39,11 @@ from rllib_gpg.learning.batch import ModuleBatch, plan_minibatches, shard
 from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule, ObservationMoments
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
 from rllib_gpg.sampling.env_runner import GroupEnvRunner
-from rllib_gpg.sampling.group import cut_into_shares, gather
+from rllib_gpg.sampling.group import SamplingError, cut_into_shares, gather
 from rllib_gpg.sampling.share import Weights, shuffle_generator
 from rllib_gpg.validation import CRITIC_SETTINGS, check_config, check_known, check_spaces
 
+NUM_EPISODES_REDISPATCHED = "num_episodes_redispatched"
 GROUP_ADVANTAGE_ESTIMATION_TIMER = "group_advantage_estimation_timer"
 
 _DEFAULT_NUM_MINIBATCHES = 4
@@ -104,6 +106,13 @@ class GPGConfig(AlgorithmConfig):
         self.batch_mode = "complete_episodes"
         self.rollout_fragment_length = "auto"
         self.env_runner_cls = GroupEnvRunner
+
+        # Faults. RLlib's PPO gives up on what takes longer than 60 s; here that would cost an env
+        # runner, so it should be longer than any healthy share. A missing node must not hold up
+        # each iteration for RLlib's 30 s.
+        self.sample_timeout_s = 600.0
+        self.max_share_failures = 5
+        self.env_runner_health_probe_timeout_s = 1.0
 
     @override(AlgorithmConfig)
     def training(
@@ -194,13 +203,33 @@ class GPGConfig(AlgorithmConfig):
                 `num_envs_per_env_runner` leave envs idle. With it set, a seeded run gives the same
                 episodes on any number of env runners. Default None: as many as an env runner has
                 envs, or fewer if that is needed to give every env runner work.
-            **kwargs: The settings of `AlgorithmConfig.env_runners`.
+            **kwargs: The settings of `AlgorithmConfig.env_runners`. The default that differs:
+                `sample_timeout_s` 600. An env runner that takes longer for one share is killed and
+                its share sent to another; None: never.
 
         Returns:
             This updated AlgorithmConfig object.
         """
         super().env_runners(**kwargs)
         return self._set(max_episode_steps=max_episode_steps, episodes_per_share=episodes_per_share)
+
+    @override(AlgorithmConfig)
+    def fault_tolerance(self, *, max_share_failures: int = NotProvided, **kwargs: Any) -> Self:
+        """Sets the fault tolerance configuration.
+
+        Args:
+            max_share_failures: How often one share of a group may fail - its env runner lost, its
+                env raising, or longer than `env_runners(sample_timeout_s=..)` - before the run
+                ends with an error, after a checkpoint. Each time it is sampled again with the same
+                seeds. Default 5.
+            **kwargs: The settings of `AlgorithmConfig.fault_tolerance`. The default that differs:
+                `env_runner_health_probe_timeout_s` 1.
+
+        Returns:
+            This updated AlgorithmConfig object.
+        """
+        super().fault_tolerance(**kwargs)
+        return self._set(max_share_failures=max_share_failures)
 
     def _set(self, **settings: Any) -> Self:
         for name, value in settings.items():
@@ -327,6 +356,7 @@ class GPG(Algorithm):
         # Several epochs of minibatches on PPO's clipped loss.
         self._update(group)
         self._sync_weights()
+        self._num_groups += 1
 
     def _sync_weights(self) -> Weights:
         """Takes the learners' weights, for the next group and for the local env runner."""
@@ -346,10 +376,22 @@ class GPG(Algorithm):
     def _sample_group(self, weights: Weights) -> list[EpisodeType]:
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             shares = cut_into_shares(self.config, self._run_seed, self._num_groups)
-            self._num_groups += 1
-            episodes, metrics = gather(self.env_runner_group, shares, weights)
-        self.metrics.aggregate(metrics, key=ENV_RUNNER_RESULTS)
-        return episodes
+            try:
+                group = gather(
+                    self.env_runner_group,
+                    shares,
+                    weights,
+                    config=self.config,
+                    restore=lambda: self.restore_env_runners(self.env_runner_group),
+                )
+            except SamplingError as error:
+                checkpoint = self.save_to_path(pathlib.Path(self.logdir) / "before_sampling_error")
+                raise SamplingError(f"{error}\nThe run as it was: {checkpoint}") from error
+        self.metrics.aggregate(group.metrics, key=ENV_RUNNER_RESULTS)
+        for name, reduce in (("", "sum"), ("_lifetime", "lifetime_sum")):
+            key = f"{NUM_EPISODES_REDISPATCHED}{name}"
+            self.metrics.log_value(key, group.num_redispatched, reduce=reduce)
+        return group.episodes
 
     def _estimate_advantages(self, episodes: list[EpisodeType]) -> dict[ModuleID, ModuleBatch]:
         """Runs the learner connector pipeline, once, over the whole group.
@@ -379,9 +421,7 @@ class GPG(Algorithm):
                 num_minibatches=self.config.num_minibatches or _DEFAULT_NUM_MINIBATCHES,
                 minibatch_size=self.config.minibatch_size,
             )
-            shards = shard(
-                group, num_learners, shuffle_generator(self._run_seed, self._num_groups - 1)
-            )
+            shards = shard(group, num_learners, shuffle_generator(self._run_seed, self._num_groups))
             learner_results = self.learner_group.update(
                 # A local learner takes one batch, remote ones one each.
                 **({"batch": shards[0]} if self.learner_group.is_local else {"batches": shards}),

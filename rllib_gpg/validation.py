@@ -149,6 +149,7 @@ def _check_loss(config: GPGConfig) -> None:
 def _check_group(config: GPGConfig) -> None:
     _check_count(config, "group_size", "It is how many whole episodes one update learns from.")
     _check_count(config, "num_epochs")
+    _check_count(config, "max_share_failures")
     for name in ("episodes_per_share", "max_episode_steps", "num_minibatches", "minibatch_size"):
         if getattr(config, name) is not None:
             _check_count(config, name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -144,3 +147,46 @@ class DictIdentity(Identity):
 
     def _observation(self) -> Any:
         return {"bit": super()._observation()}
+
+
+class Unreliable(ShortOrLong):
+    """Raises now and then, in `step` and in `reset`, from randomness that no seed controls."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        self._probability = config["probability"]
+        self._chance = random.SystemRandom()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self._maybe_raise()
+        return super().reset(seed=seed)
+
+    def step(self, action: int) -> Any:
+        self._maybe_raise()
+        return super().step(action)
+
+    def _maybe_raise(self) -> None:
+        if self._chance.random() < self._probability:
+            raise OSError("the simulator is gone")
+
+
+class Slow(ShortOrLong):
+    """Waits a moment at every step, so that there is time to kill it."""
+
+    def step(self, action: int) -> Any:
+        time.sleep(0.002)
+        return super().step(action)
+
+
+class HangsOnce(ShortOrLong):
+    """Hangs at step 3 of one episode: of the first that finds no file `config["path"]`."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        self._path = Path(config["path"])
+
+    def step(self, action: int) -> Any:
+        if self.t == 3 and not self._path.exists():
+            self._path.touch()
+            time.sleep(3600)
+        return super().step(action)

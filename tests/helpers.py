@@ -44,7 +44,9 @@ def built(config: GPGConfig) -> Iterator[GPG]:
 
 def sample_group(algo: GPG) -> list[Any]:
     """The next group, sampled as `training_step` samples it."""
-    return algo._sample_group(algo._weights or algo._sync_weights())
+    episodes = algo._sample_group(algo._weights or algo._sync_weights())
+    algo._num_groups += 1
+    return episodes
 
 
 def fingerprint(episodes: list[Any]) -> list[tuple[Any, ...]]:

@@ -56,6 +56,8 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         self._num_sample_calls = 0
         # Whether to sample in columns; decided at the first call.
         self._in_columns: bool | None = None
+        # Whether the env raised; it is made anew then, in whatever state it is.
+        self._is_env_broken = False
 
     @property
     def weights_seq_no(self) -> int:
@@ -107,11 +109,17 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             The share's episodes, and from a remote env runner its metrics; or what went wrong.
         """
         try:
+            if self._is_env_broken:
+                self.make_env()
+                self._is_env_broken = False
             self.load(weights)
             self._seeds = share.seeds()
             episodes = self.sample(num_episodes=share.num_episodes)
         except Exception as error:  # Reported by the caller; see `ShareFailure`.
-            return ShareFailure(share, repr(error), traceback.format_exc())
+            self._is_env_broken = True
+            return ShareFailure(
+                share, f"{error!r} in env {self.config.env!r}", traceback.format_exc()
+            )
         # The local env runner is asked for its metrics once per group.
         metrics = self.get_metrics() if self.worker_index else None
         return ShareResult(share, weights.version, episodes, metrics)

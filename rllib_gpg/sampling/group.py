@@ -1,19 +1,48 @@
-"""Gathers a group: exactly N whole episodes, over all env runners."""
+"""Gathers a group: exactly N whole episodes over all env runners, whatever happens to them."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections import deque
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.typing import EpisodeType, ResultDict
 
 from rllib_gpg.sampling.share import Share, ShareFailure, ShareResult, Weights
 
+logger = logging.getLogger("ray.rllib")
+
 # Results are fetched together: one that has come waits for the others, but no longer than this.
 _POLL_S = 0.005
+# How often to look whether a lost env runner has come back, when all of them are lost.
+_RESTORE_S = 1.0
 _TAG = "sample_share"
+
+
+class SamplingError(RuntimeError):
+    """A group couldn't be completed."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The whole episodes of one group, in the order of the shares, whichever came first.
+
+    Attributes:
+        episodes: Exactly `group_size` of them, all sampled with the same weights.
+        metrics: What the env runners logged meanwhile.
+        num_redispatched: Episodes that were sent out again after a loss or a failure.
+    """
+
+    episodes: list[EpisodeType]
+    metrics: list[ResultDict]
+    num_redispatched: int
 
 
 def cut_into_shares(config: AlgorithmConfig, run_seed: int, group: int) -> list[Share]:
@@ -42,90 +71,178 @@ def cut_into_shares(config: AlgorithmConfig, run_seed: int, group: int) -> list[
 
 
 def gather(
-    env_runner_group: EnvRunnerGroup, shares: list[Share], weights: Weights
-) -> tuple[list[EpisodeType], list[ResultDict]]:
+    env_runner_group: EnvRunnerGroup,
+    shares: list[Share],
+    weights: Weights,
+    *,
+    config: AlgorithmConfig,
+    restore: Callable[[], Any],
+) -> Group:
     """Has every share sampled, by the remote env runners or, if there are none, the local one.
+
+    A share that is lost with its env runner, fails, or exceeds `sample_timeout_s` is sent out
+    again as it was, and so gives the same episodes.
 
     Args:
         env_runner_group: The env runners, all of them `GroupEnvRunner`s.
         shares: The shares of one group.
         weights: The weights to sample them with.
-
-    Returns:
-        The episodes in the order of the shares, whichever came first; and the metrics of the env
-        runners.
+        config: The algorithm's config: `sample_timeout_s`, `max_share_failures` and
+            `env_runner_restore_timeout_s`.
+        restore: Tries to bring lost env runners back; called when all are lost.
 
     Raises:
-        SamplingError: If the env or the policy raised an exception, or no env runner is left.
+        SamplingError: If a share failed too often, or no env runner comes back.
     """
+    ledger = _Ledger(shares, weights, config.max_share_failures)
     if env_runner_group.num_remote_env_runners() == 0:
         runner = env_runner_group.local_env_runner
-        results = [_checked(runner.sample_share(share, weights)) for share in shares]
+        while ledger.waiting:
+            ledger.enter(runner.sample_share(ledger.waiting.popleft(), weights))
         metrics = [runner.get_metrics()]
     else:
-        results = _gather_remote(env_runner_group, shares, weights)
-        metrics = [result.metrics for result in results]
-    return [episode for result in results for episode in result.episodes], metrics
+        _RemoteGathering(env_runner_group, ledger, weights, config, restore).run()
+        metrics = [result.metrics for result in ledger.results.values()]
+    results = [ledger.results[share.index] for share in shares]
+    episodes = [episode for result in results for episode in result.episodes]
+    return Group(episodes, metrics, ledger.num_redispatched)
 
 
-class SamplingError(RuntimeError):
-    """A group couldn't be completed."""
+class _Ledger:
+    """Which shares of a group wait, which have come back, and how often each has failed."""
 
+    def __init__(self, shares: list[Share], weights: Weights, max_failures: int):
+        self.waiting = deque(shares)
+        self.results: dict[int, ShareResult] = {}
+        self.num_redispatched = 0
+        self._num_shares = len(shares)
+        self._weights = weights
+        self._max_failures = max_failures
+        self._failures: Counter[int] = Counter()
 
-def _gather_remote(
-    env_runner_group: EnvRunnerGroup, shares: list[Share], weights: Weights
-) -> list[ShareResult]:
-    """Hands the next share to whichever env runner is free, until all have come back."""
-    waiting = deque(shares)
-    in_flight: dict[int, Share] = {}
-    results: dict[int, ShareResult] = {}
-    while len(results) < len(shares):
-        healthy = set(env_runner_group.healthy_env_runner_ids())
-        # Sent again as it was, a lost share gives the same episodes.
-        waiting.extendleft(in_flight.pop(runner) for runner in set(in_flight) - healthy)
-        if not healthy:
+    @property
+    def is_complete(self) -> bool:
+        return len(self.results) == self._num_shares
+
+    def enter(self, result: ShareResult | ShareFailure) -> None:
+        """Books what an env runner returned for a share."""
+        if isinstance(result, ShareFailure):
+            self.fail(result.share, result.error, result.traceback)
+        elif result.weights_version != self._weights.version:
             raise SamplingError(
-                f"All {env_runner_group.num_remote_env_runners()} env runners are lost, and "
-                f"{len(waiting)} of {len(shares)} shares of the group are still to be sampled. "
-                "The logs of the env runners say why."
+                f"{result.share} was sampled with version {result.weights_version} of the "
+                f"weights instead of {self._weights.version}."
             )
-        idle = sorted(healthy - set(in_flight))
-        assigned = {runner: waiting.popleft() for runner in idle[: len(waiting)]}
-        _dispatch(env_runner_group, assigned, weights)
-        in_flight.update(assigned)
-        for runner, result in env_runner_group.fetch_ready_async_reqs(
-            tags=_TAG, timeout_seconds=_POLL_S
-        ):
-            share = in_flight.pop(runner, None)
-            if share is None:
-                continue
-            if share == result.share:
-                results[share.index] = _checked(result)
+        else:
+            self.results[result.share.index] = result
+
+    def fail(self, share: Share, why: str, traceback: str = "") -> None:
+        """Books a share that has to be sent out again.
+
+        Raises:
+            SamplingError: If it has failed `max_failures` times.
+        """
+        self._failures[share.index] += 1
+        if self._failures[share.index] >= self._max_failures:
+            raise SamplingError(
+                f"Share {share.index} of group {share.group} failed {self._max_failures} times "
+                f"(`max_share_failures`), the last time with: {why}. It is sampled with "
+                f"{share.seeds()}.\n{traceback}"
+            )
+        logger.warning(f"Sampling {share} again, with the same seeds, because of: {why}")
+        self.waiting.appendleft(share)
+        self.num_redispatched += share.num_episodes
+
+
+@dataclass(frozen=True)
+class _InFlight:
+    share: Share
+    since: float
+
+
+class _RemoteGathering:
+    """Hands the next share to whichever env runner is free, until all have come back."""
+
+    def __init__(
+        self,
+        env_runner_group: EnvRunnerGroup,
+        ledger: _Ledger,
+        weights: Weights,
+        config: AlgorithmConfig,
+        restore: Callable[[], Any],
+    ):
+        self._group = env_runner_group
+        self._ledger = ledger
+        self._weights = weights
+        self._config = config
+        self._restore = restore
+        self._in_flight: dict[int, _InFlight] = {}
+
+    def run(self) -> None:
+        while not self._ledger.is_complete:
+            healthy = set(self._group.healthy_env_runner_ids())
+            for runner in set(self._in_flight) - healthy:
+                self._ledger.fail(self._in_flight.pop(runner).share, f"env runner {runner} is lost")
+            if healthy:
+                self._dispatch(sorted(healthy - set(self._in_flight)))
+                self._collect()
+                self._kill_overdue()
             else:
-                # What came was asked for by an earlier call that ended in an error.
-                waiting.appendleft(share)
-    return [results[share.index] for share in shares]
+                self._wait_for_runners()
 
-
-def _dispatch(
-    env_runner_group: EnvRunnerGroup, assigned: dict[int, Share], weights: Weights
-) -> None:
-    if not assigned:
-        return
-    env_runner_group.foreach_env_runner_async(
-        # Lists throughout: RLlib pairs a scalar with the wrong env runner once one is unhealthy.
-        func=["sample_share"] * len(assigned),
-        kwargs=[{"share": share, "weights": weights} for share in assigned.values()],
-        remote_worker_ids=list(assigned),
-        tag=_TAG,
-    )
-
-
-def _checked(result: ShareResult | ShareFailure) -> ShareResult:
-    if isinstance(result, ShareFailure):
-        raise SamplingError(
-            f"Sampling failed with {result.error}, in share {result.share.index} of group "
-            f"{result.share.group} ({result.share.seeds()}). The env runner's traceback:\n"
-            f"{result.traceback}"
+    def _dispatch(self, idle: list[int]) -> None:
+        waiting = self._ledger.waiting
+        assigned = {runner: waiting.popleft() for runner in idle[: len(waiting)]}
+        if not assigned:
+            return
+        self._group.foreach_env_runner_async(
+            # Lists throughout: RLlib pairs a scalar with the wrong runner once one is unhealthy.
+            func=["sample_share"] * len(assigned),
+            kwargs=[{"share": share, "weights": self._weights} for share in assigned.values()],
+            remote_worker_ids=list(assigned),
+            tag=_TAG,
         )
-    return result
+        now = time.monotonic()
+        self._in_flight |= {runner: _InFlight(share, now) for runner, share in assigned.items()}
+
+    def _collect(self) -> None:
+        ready = self._group.fetch_ready_async_reqs(tags=_TAG, timeout_seconds=_POLL_S)
+        for runner, result in ready:
+            in_flight = self._in_flight.pop(runner, None)
+            if in_flight is None:
+                continue
+            if in_flight.share == result.share:
+                self._ledger.enter(result)
+            else:
+                # It was asked for by an earlier call, which ended in an error.
+                self._ledger.waiting.appendleft(in_flight.share)
+
+    def _kill_overdue(self) -> None:
+        limit = self._config.sample_timeout_s
+        if limit is None:
+            return
+        for runner, in_flight in list(self._in_flight.items()):
+            if time.monotonic() - in_flight.since > limit:
+                del self._in_flight[runner]
+                # A hanging env can't be stopped, only its process; Ray starts the actor again.
+                ray.kill(self._group._worker_manager.actors()[runner], no_restart=False)
+                self._group._worker_manager.set_actor_state(runner, healthy=False)
+                self._ledger.fail(
+                    in_flight.share,
+                    f"env runner {runner} was killed, because the share took longer than "
+                    f"`sample_timeout_s` = {limit} s",
+                )
+
+    def _wait_for_runners(self) -> None:
+        limit = self._config.env_runner_restore_timeout_s
+        logger.warning(f"All env runners are lost; waiting up to {limit} s for one to come back.")
+        deadline = time.monotonic() + limit
+        while not self._group.healthy_env_runner_ids():
+            if time.monotonic() > deadline:
+                raise SamplingError(
+                    f"All {self._group.num_remote_env_runners()} env runners are lost, and none "
+                    f"came back within `env_runner_restore_timeout_s` = {limit} s. Their logs say "
+                    "why."
+                )
+            time.sleep(_RESTORE_S)
+            self._restore()

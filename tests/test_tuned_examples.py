@@ -1,0 +1,56 @@
+"""The tuned examples run as a user runs them: as scripts, from the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "tuned_examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*_gpg.py"))
+
+
+def run_example(script: str, home: Path, *args: str) -> str:
+    finished = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *args],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        # Tune writes to ~/ray_results.
+        env={**os.environ, "HOME": str(home)},
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def path_after(label: str, output: str) -> Path:
+    match = re.search(rf"{label}: (\S+)", output)
+    assert match, output
+    return Path(match[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_example_runs_and_keeps_what_it_says(script: str, tmp_path: Path) -> None:
+    output = run_example(script, tmp_path, "--stop-iters", "2")
+    assert len(re.findall(r"^iteration +\d+ \| mean return", output, re.MULTILINE)) == 2
+    assert path_after("learning curve", output).read_bytes().startswith(b"\x89PNG")
+    assert (path_after("checkpoint", output) / "rllib_checkpoint.json").is_file()
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("script", ["cartpole_gpg.py", "cliff_walking_gpg.py"])
+def test_example_passes_as_test(script: str, tmp_path: Path) -> None:
+    """`--as-test` raises unless one group reaches the example's return."""
+    run_example(script, tmp_path, "--as-test")
+
+
+@pytest.mark.learning
+def test_as_test_fails_when_the_return_is_not_reached(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="not reached"):
+        run_example("cartpole_gpg.py", tmp_path, "--as-test", "--stop-iters", "1")
