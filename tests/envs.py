@@ -108,10 +108,9 @@ class NativeVector(gym.vector.VectorEnv):
         self._done = np.zeros(num_envs, bool)
         self._buffer = np.zeros((num_envs, 2), np.float32)
 
-    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
-        seeds = seed if isinstance(seed, list) else [seed] * self.num_envs
-        for row, (env, env_seed) in enumerate(zip(self._envs, seeds, strict=True)):
-            self._buffer[row] = env.reset(seed=env_seed)[0]
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        for row, env in enumerate(self._envs):
+            self._buffer[row] = env.reset(seed=None if seed is None else seed + row)[0]
         self._done[:] = False
         return self._buffer, {}
 

@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import tree
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array
 from gymnasium.wrappers.vector import DictInfoToList
 from ray.rllib.utils.spaces.space_utils import batch, unbatch
@@ -106,16 +106,19 @@ class WholeVectorEnv:
                 "episode returns the first observation of the next."
             )
         self._env = env
+        self._has_sub_envs = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         # Rows of envs that owe nothing need a valid action too.
         self._actions = env.action_space.sample()
 
     def reset(self, starting: Seeded) -> Resets:
         """Resets all sub-envs, those in `starting` with their seeds; returns the rows of these."""
-        if all(seed is None for seed in starting.values()):
-            seeds = None
+        first_seed = next(iter(starting.values()), None)
+        if first_seed is None or not self._has_sub_envs:
+            # A native vector env seeds all its rows from one number.
+            seeds = first_seed
         else:
             # Idle sub-envs get seeds too, so that nothing about the share is left to chance.
-            seeds = [starting.get(index) or 0 for index in range(self._env.num_envs)]
+            seeds = [starting.get(index, 0) for index in range(self._env.num_envs)]
         observations, infos = self._env.reset(seed=seeds)
         return self._resets(observations, infos, list(starting))
 
