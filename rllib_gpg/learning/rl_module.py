@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import gymnasium as gym
 import torch
@@ -153,6 +153,14 @@ class DefaultGPGTorchRLModule(DefaultBCTorchRLModule):
                     "`rl_module(model_config=..)`."
                 )
             self.observation_normalizer = ObservationNormalizer(space.shape)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switches between training and evaluation mode, if that changes anything.
+
+        RLlib does so at each forward pass, and to visit every layer each time takes a tenth of the
+        time of sampling.
+        """
+        return self if self.training == mode else super().train(mode)
 
     @override(DefaultBCTorchRLModule)
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

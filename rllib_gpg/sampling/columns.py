@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
-import tree
+import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.common import (
     AddObservationsFromEpisodesToBatch,
@@ -32,14 +32,13 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
-from ray.rllib.utils.numpy import convert_to_numpy
 from ray.rllib.utils.spaces.space_utils import (
     clip_action,
     get_base_struct_from_space,
     unsquash_action,
 )
-from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 
+from rllib_gpg.sampling.nested import map_leaves
 from rllib_gpg.sampling.vector_env import Resets, Steps
 
 if TYPE_CHECKING:
@@ -60,6 +59,8 @@ _DEFAULT_MODULE_TO_ENV = [
     NormalizeAndClipActions,
     ListifyDataForVectorEnv,
 ]
+
+_IN_32_BITS = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int32}
 
 
 def obstacle_to_columns(runner: GroupEnvRunner) -> str | None:
@@ -104,6 +105,8 @@ class ColumnarRollout:
     ends. Actions are computed as RLlib's default connectors do, for the envs that still run.
     """
 
+    sees_every_step = False
+
     def __init__(self, runner: GroupEnvRunner, *, explore: bool):
         """Prepares one `sample` call.
 
@@ -127,7 +130,10 @@ class ColumnarRollout:
     def act(self, stepping: list[int]) -> Any:
         """Returns the actions of the stepping envs as one batch, unsquashed and clipped."""
         runner = self._runner
-        to_module = {Columns.OBS: convert_to_torch_tensor(self._obs_R, device=runner.device)}
+        # As RLlib's `NumpyToTensor`: floats in 32 bits.
+        obs_R = torch.from_numpy(self._obs_R)
+        obs_R = obs_R.to(runner.device, torch.float32 if obs_R.is_floating_point() else None)
+        to_module = {Columns.OBS: obs_R}
         if self._explore:
             outputs = runner.module.forward_exploration(
                 to_module, t=runner.num_env_steps_sampled_lifetime
@@ -140,14 +146,14 @@ class ColumnarRollout:
             episodes=runner.ongoing_episodes[stepping[0] : stepping[0] + 1],
             explore=self._explore,
         )
-        self._outputs_R = convert_to_numpy(outputs)
+        self._outputs_R = {name: map_leaves(_to_numpy, rows) for name, rows in outputs.items()}
         actions = self._outputs_R[Columns.ACTIONS]
         # Episodes keep what the module sampled, the env gets what its action space asks for.
         for_env = self._outputs_R.pop(Columns.ACTIONS_FOR_ENV, actions)
         if runner.config.normalize_actions:
-            return unsquash_action(for_env, self._action_struct)
+            return map_leaves(unsquash_action, for_env, self._action_struct)
         if runner.config.clip_actions:
-            return clip_action(for_env, self._action_struct)
+            return map_leaves(clip_action, for_env, self._action_struct)
         return for_env
 
     def record(
@@ -216,6 +222,12 @@ class ColumnarRollout:
         episode._last_step_time = time.perf_counter()
 
 
+def _to_numpy(rows: Any) -> np.ndarray:
+    """Converts as RLlib's `TensorToNumpy` does, which keeps numbers in 32 bits."""
+    array = rows.cpu().numpy() if isinstance(rows, torch.Tensor) else np.asarray(rows)
+    return array.astype(_IN_32_BITS.get(array.dtype, array.dtype), copy=False)
+
+
 class _Columns:
     """Arrays [T, E, ...] by name, each made when first written to and grown as T goes on."""
 
@@ -230,19 +242,21 @@ class _Columns:
         """Writes one row per env, [R, ...] or a struct of such, under each name."""
         if t >= self._length:
             self._length *= 2
-            self._arrays = tree.map_structure(self._grown, self._arrays)
+            self._arrays = {
+                name: map_leaves(self._grown, array) for name, array in self._arrays.items()
+            }
 
         def write(array: np.ndarray, row: np.ndarray) -> None:
             array[t, envs] = row
 
         for name, row in rows.items():
             if name not in self._arrays:
-                self._arrays[name] = tree.map_structure(self._empty, row)
-            tree.map_structure(write, self._arrays[name], row)
+                self._arrays[name] = map_leaves(self._empty, row)
+            map_leaves(write, self._arrays[name], row)
 
     def read(self, name: str, env: int, first: int, end: int) -> Any:
         """Copies the steps `first` to `end` (not included) of one env."""
-        return tree.map_structure(lambda array: array[first:end, env].copy(), self._arrays[name])
+        return map_leaves(lambda array: array[first:end, env].copy(), self._arrays[name])
 
     def _empty(self, row: np.ndarray) -> np.ndarray:
         return np.empty((self._length, self._num_envs, *row.shape[1:]), row.dtype)

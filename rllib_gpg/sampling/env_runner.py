@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -167,6 +168,8 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             if seeds is not None:
                 torch.manual_seed(seeds.actions)
                 self.env.single_action_space.seed(seeds.actions)
+            if isinstance(self.module, torch.nn.Module):
+                self.module.eval()
             rollout = self._rollout(explore, random_actions)
             episodes = self._run(rollout, seeds.episodes if seeds else [None] * num_episodes)
         self._count(episodes)
@@ -214,14 +217,17 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         self._call_back("on_episode_start", starting)
         stepping = list(starting)
         starting = {}
+        step_times: list[float] = []
         watch = _Watch()
         while stepping or starting:
             actions = rollout.act(stepping) if stepping else []
-            with self.metrics.log_time(ENV_STEP_TIMER):
-                steps, resets = self._vector_env.step(stepping, actions, starting)
+            start_time = time.perf_counter()
+            steps, resets = self._vector_env.step(stepping, actions, starting)
+            step_times.append(time.perf_counter() - start_time)
             rollout.record(stepping, steps, list(starting), resets)
             self._call_back("on_episode_start", starting)
-            self._call_back("on_episode_step", stepping)
+            if rollout.sees_every_step:
+                self._call_back("on_episode_step", stepping)
 
             done = steps.terminateds | steps.truncateds
             ended = [index for index, is_done in zip(stepping, done, strict=True) if is_done]
@@ -231,6 +237,9 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             stepping = [*(index for index in stepping if index not in ended), *starting]
             starting = start(ended)
             watch.step(any_ended=bool(ended))
+        if step_times:
+            # Once per call: a metrics logger takes longer than a small simulator.
+            self.metrics.log_value(ENV_STEP_TIMER, sum(step_times) / len(step_times))
         return started
 
     def _call_back(self, which: str, env_indices: Iterable[int]) -> None:

@@ -28,6 +28,9 @@ class PipelineRollout:
     nothing is computed for an env whose episode is over.
     """
 
+    # Whether `on_episode_step` is called.
+    sees_every_step = True
+
     def __init__(self, runner: GroupEnvRunner, *, explore: bool, random_actions: bool):
         """Prepares one `sample` call.
 

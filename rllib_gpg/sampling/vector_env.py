@@ -115,7 +115,7 @@ class WholeVectorEnv:
         first_seed = next(iter(starting.values()), None)
         if first_seed is None or not self._has_sub_envs:
             # A native vector env seeds all its rows from one number.
-            seeds = first_seed
+            seeds: Any = first_seed
         else:
             # Idle sub-envs get seeds too, so that nothing about the share is left to chance.
             seeds = [starting.get(index, 0) for index in range(self._env.num_envs)]
