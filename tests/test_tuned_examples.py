@@ -9,19 +9,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
 EXAMPLES = Path(__file__).parent.parent / "tuned_examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*_gpg.py"))
 
 
-def run_example(script: str, home: Path, *args: str) -> str:
+def run_example(script: str, home: Path, *args: str, **env: str) -> str:
     finished = subprocess.run(
         [sys.executable, str(EXAMPLES / script), *args],
         capture_output=True,
         text=True,
         timeout=600,
         # Tune writes to ~/ray_results.
-        env={**os.environ, "HOME": str(home)},
+        env={**os.environ, "HOME": str(home), **env},
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -54,3 +55,19 @@ def test_example_passes_as_test(script: str, tmp_path: Path) -> None:
 def test_as_test_fails_when_the_return_is_not_reached(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="not reached"):
         run_example("cartpole_gpg.py", tmp_path, "--as-test", "--stop-iters", "1")
+
+
+@pytest.mark.slow
+def test_the_cluster_example_uses_all_nodes() -> None:
+    """One head without room for env runners, and two workers, as Ray nodes on this machine."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        # Not in a home of its own: the token that lets it join this Ray is in the user's home.
+        args = ("--stop-iters", "1", "--num-env-runners", "4")
+        output = run_example("cluster_gpg.py", Path.home(), *args, RAY_ADDRESS=cluster.address)
+    finally:
+        cluster.shutdown()
+    assert re.search(r"^iteration +1 ", output, re.MULTILINE)

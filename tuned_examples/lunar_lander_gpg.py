@@ -1,4 +1,18 @@
-"""GPG on LunarLander-v3."""
+"""GPG on LunarLander-v3: groups of 32 episodes of very different length.
+
+What it shows: minibatches of a fixed size (`minibatch_size` in place of `num_minibatches`), because
+a group has between 2,000 and 30,000 steps. No entropy bonus: with `entropy_coeff=0.01` this policy
+learned to hover until the time limit and stayed at a return of 160 (seed 0, 150 iterations).
+
+How to run it::
+
+    python tuned_examples/lunar_lander_gpg.py
+
+What to expect: a mean return of 200 in a group after 77, 41 and 47 iterations (seeds 0, 1, 2; 1.6,
+0.8 and 0.9 million env steps, 60 to 120 s on one core), and 238, 268 and 269 after 150 (1.8 to 2.4
+million env steps; best groups 267, 278 and 278). The paper reports 170 ± 21 after 200 iterations
+with 32 rollouts.
+"""
 
 from progress import example_parser, run_example
 

@@ -1,6 +1,6 @@
 """One way to step any vector env: these envs go on, those begin anew.
 
-Both classes below offer the same two methods. `reset` begins the first episode of each given env,
+The classes below offer the same two methods. `reset` begins the first episode of each given env,
 `step` moves the envs named in `stepping` by one action each and begins a new episode in those
 named in `starting`. Arrays that come back have one row per named env, in the order given. Actions
 are a list with one action per stepping env, or the same as one batch.
@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
-import tree
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array
 from gymnasium.wrappers.vector import DictInfoToList
 from ray.rllib.utils.spaces.space_utils import batch, unbatch
+
+from rllib_gpg.sampling.nested import map_leaves
 
 Seeded = dict[int, int | None]
 """Env index -> the seed of the episode that begins there, or None for a random one."""
@@ -123,41 +124,86 @@ class WholeVectorEnv:
         return self._resets(observations, infos, list(starting))
 
     def step(self, stepping: Sequence[int], actions: Any, starting: Seeded) -> tuple[Steps, Resets]:
-        """Steps all sub-envs; those in `starting` were done before, and so begin anew."""
-        rows = list(stepping)
-
-        def fill(template: np.ndarray, given: Any) -> None:
-            template[rows] = given
-
-        if rows:
-            batched = batch(actions) if isinstance(actions, list) else actions
-            tree.map_structure(fill, self._actions, batched)
-        observations, rewards, terminateds, truncateds, infos = self._env.step(self._actions)
+        """Steps the envs; those in `starting` were done before, and so begin anew."""
+        going_on, begun = list(stepping), list(starting)
+        if going_on:
+            self._fill_in(going_on, batch(actions) if isinstance(actions, list) else actions)
+        result, going_on, begun = self._advance(going_on, begun)
+        observations, rewards, terminateds, truncateds, infos = result
         steps = Steps(
-            _take(observations, rows),
-            np.asarray(rewards)[rows],
-            np.asarray(terminateds)[rows],
-            np.asarray(truncateds)[rows],
-            [infos[index] for index in rows],
+            _take(observations, going_on),
+            np.asarray(rewards)[going_on],
+            np.asarray(terminateds)[going_on],
+            np.asarray(truncateds)[going_on],
+            [infos[row] for row in going_on],
         )
-        return steps, self._resets(observations, infos, list(starting))
+        return steps, self._resets(observations, infos, begun)
+
+    def _fill_in(self, env_indices: list[int], actions: Any) -> None:
+        def fill_in(rows: np.ndarray, given: Any) -> None:
+            rows[env_indices] = given
+
+        map_leaves(fill_in, self._actions, actions)
+
+    def _advance(
+        self, going_on: list[int], begun: list[int]
+    ) -> tuple[tuple[Any, ...], list[int], list[int]]:
+        """Steps at least the given envs; also returns in which rows of the result these are."""
+        return self._env.step(self._actions), going_on, begun
 
     @staticmethod
     def _resets(observations: Any, infos: list[dict[str, Any]], rows: list[int]) -> Resets:
-        return Resets(_take(observations, rows), [infos[index] for index in rows])
+        return Resets(_take(observations, rows), [infos[row] for row in rows])
+
+
+@runtime_checkable
+class StepsSome(Protocol):
+    """A native vector env that can also step only some of its envs."""
+
+    def step_some(self, env_indices: Sequence[int], actions: Any) -> tuple[Any, ...]:
+        """Steps the given envs.
+
+        Args:
+            env_indices: Which envs to step. One whose episode is over begins the next instead,
+                as in `AutoresetMode.NEXT_STEP`.
+            actions: One action per given env, as one batch.
+
+        Returns:
+            What `VectorEnv.step` returns, with one row per given env in that order; infos as a
+            list of dicts.
+        """
+        ...
+
+
+class PartialVectorEnv(WholeVectorEnv):
+    """Steps the envs that still run of a native vector env that can: see `StepsSome`.
+
+    No env that owes nothing is ever simulated. Seeds are as in any native vector env.
+    """
+
+    def _advance(
+        self, going_on: list[int], begun: list[int]
+    ) -> tuple[tuple[Any, ...], list[int], list[int]]:
+        moving = [*going_on, *begun]
+        result = self._env.env.step_some(moving, _take(self._actions, moving))
+        rows = list(range(len(moving)))
+        return result, rows[: len(going_on)], rows[len(going_on) :]
 
 
 def _take(arrays: Any, rows: list[int]) -> Any:
     """Copies the given rows: vector envs reuse their buffers."""
-    return tree.map_structure(lambda array: np.asarray(array)[rows], arrays)
+    return map_leaves(lambda array: np.asarray(array)[rows], arrays)
 
 
 def adapt(env: gym.vector.VectorEnv) -> SubEnvs | WholeVectorEnv:
-    """Returns the cheapest of the two for an env runner's vector env."""
+    """Returns the cheapest of the three for an env runner's vector env."""
     # RLlib wraps what `gym.make_vec` returns into one `DictInfoToList`. Any further vector wrapper
     # must see every step, so its env moves as a whole.
-    bare = isinstance(env, DictInfoToList) and isinstance(env.env, SyncVectorEnv)
-    return SubEnvs(env) if bare else WholeVectorEnv(env)
+    if isinstance(env, DictInfoToList) and isinstance(env.env, SyncVectorEnv):
+        return SubEnvs(env)
+    if isinstance(env, DictInfoToList) and isinstance(env.env, StepsSome):
+        return PartialVectorEnv(env)
+    return WholeVectorEnv(env)
 
 
 def limit_episodes(env: gym.vector.VectorEnv, max_episode_steps: int) -> None:
@@ -171,7 +217,7 @@ def limit_episodes(env: gym.vector.VectorEnv, max_episode_steps: int) -> None:
         raise ValueError(
             f"`max_episode_steps` can't cut the episodes of {env.unwrapped}: only those of "
             "sub-envs that gymnasium steps one by one (`gym_env_vectorize_mode='sync'`). Build "
-            "the limit into the env instead. For an id that gymnasium knows: "
+            "the limit into the env instead. For an id that gymnasium or EnvPool knows: "
             f"`environment(env_config={{'max_episode_steps': {max_episode_steps}}})`."
         )
     env.unwrapped.envs = [
