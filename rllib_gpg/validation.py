@@ -41,7 +41,9 @@ def check_known(config: GPGConfig, keys: list[str]) -> None:
         if key.startswith("_"):
             return True
         name = config._translate_special_keys(key, warn_deprecated=False)
-        return name in known or hasattr(config, name)
+        # Some settings are properties; methods, such as `training`, are none.
+        setting = getattr(type(config), name, None)
+        return name in known or (isinstance(setting, property) and setting.fset is not None)
 
     unknown = [key for key in keys if not is_known(key)]
     if unknown:
@@ -52,18 +54,37 @@ def check_known(config: GPGConfig, keys: list[str]) -> None:
         raise ValueError(f"Unknown settings in the config: {', '.join(hints)}.")
 
 
+def check_stack(config: GPGConfig) -> None:
+    """Refuses other stacks than the one GPG runs on, ahead of RLlib's own checks of these.
+
+    Raises:
+        ValueError: Names the setting and the mend.
+    """
+    if config.framework_str != "torch":
+        config._value_error(
+            f"GPG runs on PyTorch only, not on {config.framework_str!r}: remove the call of "
+            "`framework(..)`, or set `framework('torch')`."
+        )
+    if not config.enable_rl_module_and_learner:
+        config._value_error(
+            "GPG runs on RLlib's new API stack only: remove the call of `api_stack(..)`."
+        )
+
+
 def check_config(config: GPGConfig) -> None:
     """Refuses, before any actor starts, what GPG can't run with.
 
     Raises:
         ValueError: Names the setting and the mend.
     """
-    _check_new_api_stack(config)
-    _check_critic_settings(config)
-    _check_loss(config)
+    if config.is_multi_agent:
+        config._value_error(
+            "GPG doesn't support multi-agent envs yet: remove the call of `multi_agent(..)`."
+        )
+    _check_module_settings(config)
     for module_id, overrides in config.algorithm_config_overrides_per_module.items():
-        _check_estimator(config, overrides, f" of module {module_id!r}")
-    _check_estimator(config, vars(config))
+        module_config = config.copy(copy_frozen=False).update_from_dict(overrides)
+        _check_module_settings(module_config, f" of module {module_id!r}")
     # The evaluation copy of a config gets fragment lengths from RLlib, and it collects no groups.
     if not config.in_evaluation:
         _check_group(config)
@@ -97,53 +118,48 @@ def check_spaces(config: GPGConfig, spaces: dict[str, tuple[gym.Space, gym.Space
         binning.check_space(shape=module_space.shape, dtype=dtype)
 
 
-def _check_new_api_stack(config: GPGConfig) -> None:
-    if not config.enable_rl_module_and_learner:
-        config._value_error(
-            "GPG runs on RLlib's new API stack only: remove the call of `api_stack(..)`."
-        )
-    if config.is_multi_agent:
-        config._value_error(
-            "GPG doesn't support multi-agent envs yet: remove the call of `multi_agent(..)`."
-        )
+def _check_module_settings(config: GPGConfig, of: str = "") -> None:
+    """Checks what may differ from module to module."""
+    _check_critic_settings(config, of)
+    _check_estimator(config, of)
+    _check_loss(config, of)
 
 
-def _check_critic_settings(config: GPGConfig) -> None:
+def _check_critic_settings(config: GPGConfig, of: str) -> None:
     given = sorted(CRITIC_SETTINGS & vars(config).keys())
     model_config = config._model_config
     if isinstance(model_config, dict) and "vf_share_layers" in model_config:
         given.append("vf_share_layers")
     if given:
         config._value_error(
-            f"GPG has no critic, so these settings mean nothing to it: {', '.join(given)}. Remove "
-            "them. What stands in place of the critic are `group_size` and `binning`."
+            f"GPG has no critic, so these settings{of} mean nothing to it: {', '.join(given)}. "
+            "Remove them. What stands in place of the critic are `group_size` and `binning`."
         )
 
 
-def _check_estimator(config: GPGConfig, settings: Any, of: str = "") -> None:
-    gamma = settings.get("gamma", config.gamma)
-    if not _is_number(gamma) or not 0.0 <= gamma <= 1.0:
-        config._value_error(f"`gamma`{of} must be between 0 and 1, got {gamma!r}.")
+def _check_estimator(config: GPGConfig, of: str) -> None:
+    if not _is_number(config.gamma) or not 0.0 <= config.gamma <= 1.0:
+        config._value_error(f"`gamma`{of} must be between 0 and 1, got {config.gamma!r}.")
     try:
-        resolve_binning(settings.get("binning", config.binning))
+        resolve_binning(config.binning)
     except (ValueError, TypeError) as error:
         config._value_error(f"`binning`{of}: {error}")
 
 
-def _check_loss(config: GPGConfig) -> None:
+def _check_loss(config: GPGConfig, of: str) -> None:
     for name in ("clip_param", "kl_target"):
         value = getattr(config, name)
         if not _is_number(value) or value <= 0.0:
-            config._value_error(f"`{name}` must be a number > 0, got {value!r}.")
+            config._value_error(f"`{name}`{of} must be a number > 0, got {value!r}.")
     if not _is_number(config.kl_coeff) or config.kl_coeff < 0.0:
-        config._value_error(f"`kl_coeff` must be a number >= 0, got {config.kl_coeff!r}.")
+        config._value_error(f"`kl_coeff`{of} must be a number >= 0, got {config.kl_coeff!r}.")
     Scheduler.validate(
         fixed_value_or_schedule=config.entropy_coeff,
-        setting_name="entropy_coeff",
+        setting_name=f"entropy_coeff{of}",
         description="entropy coefficient",
     )
     if _is_number(config.entropy_coeff) and config.entropy_coeff < 0.0:
-        config._value_error(f"`entropy_coeff` must be >= 0, got {config.entropy_coeff!r}.")
+        config._value_error(f"`entropy_coeff`{of} must be >= 0, got {config.entropy_coeff!r}.")
 
 
 def _check_group(config: GPGConfig) -> None:
@@ -153,6 +169,15 @@ def _check_group(config: GPGConfig) -> None:
     for name in ("episodes_per_share", "max_episode_steps", "num_minibatches", "minibatch_size"):
         if getattr(config, name) is not None:
             _check_count(config, name)
+    if config.max_episode_steps is not None and config.gym_env_vectorize_mode != "sync":
+        # Env runners would refuse it too, but remote ones only in their logs.
+        limit = config.max_episode_steps
+        config._value_error(
+            f"`max_episode_steps` can't cut the episodes of envs with `gym_env_vectorize_mode="
+            f"{config.gym_env_vectorize_mode!r}`, only of those that gymnasium steps one by one "
+            "('sync'). Build the limit into the env. For an id that gymnasium or EnvPool knows: "
+            f"`environment(env_config={{'max_episode_steps': {limit}}})`."
+        )
     runner_class = config.env_runner_cls
     if not (isinstance(runner_class, type) and issubclass(runner_class, GroupEnvRunner)):
         config._value_error(

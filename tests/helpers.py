@@ -17,20 +17,18 @@ SMALL_NET = {"fcnet_hiddens": [8]}
 
 
 def small_config(env: Any, **training: Any) -> GPGConfig:
-    """A config with a small network and 4 envs in one process."""
+    """A config with a small network and 4 envs in one process.
+
+    Without RLlib's monitor of the machine, whose end takes up to 0.7 s.
+    """
     return (
         GPGConfig()
         .environment(env)
         .env_runners(num_envs_per_env_runner=4)
         .training(**{"group_size": 8, **training})
         .rl_module(model_config=SMALL_NET)
-        .debugging(seed=1)
+        .debugging(seed=1, log_sys_usage=False)
     )
-
-
-def tiny_config(env: Any, **training: Any) -> GPGConfig:
-    """`small_config` without RLlib's monitor of the machine, whose end takes up to 0.7 s."""
-    return small_config(env, **training).debugging(log_sys_usage=False)
 
 
 @contextmanager
@@ -65,15 +63,10 @@ def module_results(result: dict[str, Any]) -> dict[str, Any]:
     return result["learners"][DEFAULT_MODULE_ID]
 
 
-def weights(algo: GPG) -> dict[str, np.ndarray]:
-    learner = algo.learner_group.foreach_learner(lambda learner: learner.get_state())
-    return learner.result_or_errors[0].get()["rl_module"][DEFAULT_MODULE_ID]
-
-
 def snapshot(algo: GPG) -> dict[str, Any]:
     """Copies of all arrays that learning changes: module and optimizer of the (local) learner.
 
-    `weights` gives views of the live parameters, which always equal themselves.
+    Copies, because a learner's state is a view of its live parameters.
     """
     state = algo.learner_group.foreach_learner(lambda learner: learner.get_state())
     state = state.result_or_errors[0].get()

@@ -17,7 +17,7 @@ from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.advantages import SpatialBinning, SpatialTimeBinning, TimeBinning
 from rllib_gpg.sampling import GroupEnvRunner
 from tests.envs import Identity
-from tests.helpers import SMALL_NET, built, module_results, tiny_config
+from tests.helpers import SMALL_NET, built, module_results, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -155,7 +155,7 @@ def test_all_critic_settings_given_are_named_at_once() -> None:
 def test_rllibs_dataclass_of_model_settings_is_accepted() -> None:
     """It has a field `vf_share_layers` whatever the user sets, so that can't be an error."""
     model_config = DefaultModelConfig(**SMALL_NET)
-    with built(tiny_config(Identity).rl_module(model_config=model_config)) as algo:
+    with built(small_config(Identity).rl_module(model_config=model_config)) as algo:
         # Encoder 1 x 8 + 8, head 8 x 2 + 2.
         assert module_results(algo.train())["num_trainable_parameters"] == 34
 
@@ -258,7 +258,7 @@ def test_bad_overrides_of_a_module_are_refused(overrides: dict[str, Any], messag
 
 def test_overrides_of_a_module_are_in_force() -> None:
     overrides = {"clip_param": 0.1, "entropy_coeff": 0.5, "binning": "universal", "gamma": 0.9}
-    config = tiny_config(Identity).rl_module(
+    config = small_config(Identity).rl_module(
         algorithm_config_overrides_per_module={"default_policy": overrides}
     )
     with built(config) as algo:
@@ -302,7 +302,7 @@ def test_a_typo_in_a_dict_config_stops_the_algorithm() -> None:
 
 def full_config() -> GPGConfig:
     return (
-        tiny_config("CartPole-v1", binning=SpatialTimeBinning([0.5, 1.0, 0.5, 1.0]), gamma=0.97)
+        small_config("CartPole-v1", binning=SpatialTimeBinning([0.5, 1.0, 0.5, 1.0]), gamma=0.97)
         .training(leave_one_out=True, normalize_advantages=False, entropy_coeff=[[0, 0.1], [9, 0]])
         .env_runners(max_episode_steps=50, episodes_per_share=2)
     )
@@ -391,7 +391,7 @@ def test_search_spaces_pass_the_setters_unharmed() -> None:
 
 @pytest.mark.slow
 def test_tune_runs_a_grid_search_over_group_size(tmp_path: Any) -> None:
-    config = tiny_config("CartPole-v1").training(group_size=tune.grid_search([4, 6]))
+    config = small_config("CartPole-v1").training(group_size=tune.grid_search([4, 6]))
     results = tune.Tuner(
         "GPG",
         param_space=config,

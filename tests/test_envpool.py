@@ -18,7 +18,7 @@ from rllib_gpg.envs.envpool import EnvPoolVectorEnv, register_envpool
 from rllib_gpg.sampling import GroupEnvRunner
 from rllib_gpg.sampling.share import Share, Weights
 from rllib_gpg.sampling.vector_env import PartialVectorEnv, WholeVectorEnv, adapt
-from tests.helpers import built, fingerprint, module_results, sample_group, tiny_config
+from tests.helpers import built, fingerprint, module_results, sample_group, small_config
 
 pytest.importorskip("envpool", reason="EnvPool is an optional extra: rllib_gpg[envpool]")
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def config_of(env_id: str, *, num_envs: int = 4, group_size: int = 8, **options: Any) -> GPGConfig:
-    return tiny_config(register_envpool(env_id, **options), group_size=group_size).env_runners(
+    return small_config(register_envpool(env_id, **options), group_size=group_size).env_runners(
         num_envs_per_env_runner=num_envs, gym_env_vectorize_mode="vector_entry_point"
     )
 
@@ -359,7 +359,7 @@ def test_names_tell_registrations_apart() -> None:
     ]
     assert len(set(names)) == 3
     for name, length in zip(names, (None, None, 7), strict=True):
-        config = tiny_config(name).env_runners(gym_env_vectorize_mode="vector_entry_point")
+        config = small_config(name).env_runners(gym_env_vectorize_mode="vector_entry_point")
         runner = GroupEnvRunner(config=config, worker_index=0)
         lengths = [len(episode) for episode in runner.sample(num_episodes=4)]
         assert (lengths == [7] * 4) == (length == 7)

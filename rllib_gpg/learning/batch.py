@@ -34,16 +34,9 @@ def num_rows(module_batch: ModuleBatch) -> int:
     return len(module_batch[Columns.ADVANTAGES])
 
 
-def num_steps(module_batch: ModuleBatch) -> int:
-    """Returns the number of steps, zero-padded ones included."""
-    advantages = module_batch[Columns.ADVANTAGES]
-    return advantages.shape[0] * (advantages.shape[1] if advantages.dim() > 1 else 1)
-
-
 def plan_minibatches(
-    group: dict[ModuleID, ModuleBatch],
+    shards: list[MultiAgentBatch],
     *,
-    num_learners: int,
     num_epochs: int,
     num_minibatches: int,
     minibatch_size: int | None,
@@ -51,23 +44,27 @@ def plan_minibatches(
     """Works out the minibatches of one update, once for all learners.
 
     Args:
-        group: The batch of the whole group; the module with the most steps decides. Others go
+        shards: What each learner goes through. The module with the most steps decides; others go
             round more often, as in RLlib.
-        num_learners: How many learners share the group.
         num_epochs: Passes over the group.
         num_minibatches: Minibatches per epoch, if `minibatch_size` is None.
         minibatch_size: Steps per minibatch and learner; at most the learner's whole shard.
     """
-    largest = max(group.values(), key=num_steps)
-    steps = math.ceil(num_steps(largest) / num_learners)
+    largest = [max(batch.policy_batches.values(), key=len) for batch in shards]
+    rows = [num_rows(module_batch) for module_batch in largest]
+    # Of a recurrent module, RLlib counts the steps without padding but takes whole rows: its
+    # minibatches have int(rows * minibatch_size / steps) rows, and must have one.
+    steps = [len(module_batch) for module_batch in largest]
     if minibatch_size is None:
-        # Never more minibatches than rows: a recurrent module's rows are whole sequences.
-        per_epoch = max(1, min(num_minibatches, num_rows(largest) // num_learners))
-        minibatch_size = math.ceil(steps / per_epoch)
+        per_epoch = min(num_minibatches, *rows)
+        rows_each = [math.ceil(n / per_epoch) for n in rows]
     else:
-        minibatch_size = min(minibatch_size, steps)
-        per_epoch = math.ceil(steps / minibatch_size)
-    return MinibatchPlan(minibatch_size, num_epochs * per_epoch)
+        rows_each = [1] * len(rows)
+    size = max(math.ceil(r * s / n) for r, s, n in zip(rows_each, steps, rows, strict=True))
+    if minibatch_size is not None:
+        size = max(size, min(minibatch_size, max(steps)))
+        per_epoch = math.ceil(max(steps) / size)
+    return MinibatchPlan(size, num_epochs * per_epoch)
 
 
 def shard(
@@ -113,4 +110,4 @@ def _multi_agent_batch(modules: dict[ModuleID, ModuleBatch]) -> MultiAgentBatch:
         module_id: SampleBatch(module_batch, _zero_padded=Columns.SEQ_LENS in module_batch)
         for module_id, module_batch in modules.items()
     }
-    return MultiAgentBatch(batches, env_steps=max(map(num_steps, modules.values())))
+    return MultiAgentBatch(batches, env_steps=max(map(len, batches.values())))

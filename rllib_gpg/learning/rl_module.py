@@ -88,7 +88,7 @@ class ObservationNormalizer(nn.Module):
     _EPSILON = 1e-8
 
     def __init__(self, shape: tuple[int, ...]):
-        """Starts with mean 0 and variance 1: the first group is seen as it is.
+        """Starts without statistics: the first group is seen as it is.
 
         Args:
             shape: The shape of one observation.
@@ -103,7 +103,8 @@ class ObservationNormalizer(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         """Normalises observations [..., *shape]."""
         normalized = (observations - self.mean) / torch.sqrt(self.var + self._EPSILON)
-        return normalized.clamp(-self._LIMIT, self._LIMIT)
+        limited = normalized.clamp(-self._LIMIT, self._LIMIT)
+        return torch.where(self.count > 0, limited, observations)
 
     @torch.no_grad()
     def update(self, moments: ObservationMoments) -> None:
@@ -142,17 +143,16 @@ class DefaultGPGTorchRLModule(DefaultBCTorchRLModule):
         Raises:
             ValueError: If observations are to be normalised that aren't one array of numbers.
         """
+        space = self.observation_space
+        normalize = self.model_config.get("normalize_observations", False)
+        if normalize and not isinstance(space, gym.spaces.Box):
+            raise ValueError(
+                f"`normalize_observations` needs `Box` observations; the module sees {space}. "
+                "Flatten them (`FlattenObservations`), or remove the setting from "
+                "`rl_module(model_config=..)`."
+            )
         super().setup()
-        self.observation_normalizer: ObservationNormalizer | None = None
-        if self.model_config.get("normalize_observations", False):
-            space = self.observation_space
-            if not isinstance(space, gym.spaces.Box):
-                raise ValueError(
-                    "`normalize_observations` needs `Box` observations; the module sees "
-                    f"{space}. Flatten them (`FlattenObservations`), or remove the setting from "
-                    "`rl_module(model_config=..)`."
-                )
-            self.observation_normalizer = ObservationNormalizer(space.shape)
+        self.observation_normalizer = ObservationNormalizer(space.shape) if normalize else None
 
     def train(self, mode: bool = True) -> Self:
         """Switches between training and evaluation mode, if that changes anything.

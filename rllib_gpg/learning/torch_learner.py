@@ -36,6 +36,7 @@ CLIP_FRACTION_KEY = "clip_fraction"
 # In the order in which `compute_loss_for_module` stacks them.
 _LOSS_STATS = (POLICY_LOSS_KEY, ENTROPY_KEY, LEARNER_RESULTS_KL_KEY, CLIP_FRACTION_KEY)
 _KL_COEFFS = "kl_coeffs"
+_SCHEDULE_STEPS = "schedule_steps"
 
 
 class GPGTorchLearner(TorchLearner):
@@ -55,6 +56,8 @@ class GPGTorchLearner(TorchLearner):
         """Builds the module, its optimizers, and per module the coefficients of the loss."""
         super().build()
         self._entropy_coeff_schedulers: dict[ModuleID, Scheduler] = {}
+        # The env steps that schedules have come to.
+        self._schedule_steps = 0
         self._kl_coeffs: dict[ModuleID, float] = {}
         # Per module one row of `_LOSS_STATS` per minibatch of this update.
         self._loss_stats: dict[ModuleID, list[Tensor]] = defaultdict(list)
@@ -110,12 +113,12 @@ class GPGTorchLearner(TorchLearner):
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """Moves the schedules and the KL coefficients on, and logs the loss statistics."""
         super().after_gradient_based_update(timesteps=timesteps)
-        env_steps = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)
+        self._schedule_steps = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)
         for module_id, rows in self._loss_stats.items():
             config = self.config.get_config_for_module(module_id)
             last_epoch = torch.stack(rows[-math.ceil(len(rows) / config.num_epochs) :])
             stats = dict(zip(_LOSS_STATS, last_epoch.mean(0).tolist(), strict=True))
-            self._entropy_coeff_scheduler(module_id).update(timestep=env_steps)
+            self._entropy_coeff_scheduler(module_id).update(timestep=self._schedule_steps)
             stats[LEARNER_RESULTS_CURR_ENTROPY_COEFF_KEY] = self.entropy_coeff(module_id)
             if config.use_kl_loss:
                 self._adapt_kl_coeff(module_id, config, stats[LEARNER_RESULTS_KL_KEY])
@@ -144,22 +147,30 @@ class GPGTorchLearner(TorchLearner):
 
     @override(Learner)
     def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
-        """Returns RLlib's learner state and the KL coefficients, which adapt over the run."""
-        return {**super().get_state(*args, **kwargs), _KL_COEFFS: dict(self._kl_coeffs)}
+        """Returns RLlib's learner state, with how far the coefficients of the loss have come."""
+        return {
+            **super().get_state(*args, **kwargs),
+            _KL_COEFFS: dict(self._kl_coeffs),
+            _SCHEDULE_STEPS: self._schedule_steps,
+        }
 
     @override(Learner)
     def set_state(self, state: StateDict) -> None:
         """Restores what `get_state` returned."""
         super().set_state(state)
         self._kl_coeffs = dict(state.get(_KL_COEFFS, self._kl_coeffs))
+        self._schedule_steps = state.get(_SCHEDULE_STEPS, self._schedule_steps)
+        self._entropy_coeff_schedulers.clear()
 
     def _entropy_coeff_scheduler(self, module_id: ModuleID) -> Scheduler:
         if module_id not in self._entropy_coeff_schedulers:
-            self._entropy_coeff_schedulers[module_id] = Scheduler(
+            scheduler = Scheduler(
                 fixed_value_or_schedule=self.config.get_config_for_module(module_id).entropy_coeff,
                 framework=self.framework,
                 device=self._device,
             )
+            scheduler.update(timestep=self._schedule_steps)
+            self._entropy_coeff_schedulers[module_id] = scheduler
         return self._entropy_coeff_schedulers[module_id]
 
     def _adapt_kl_coeff(self, module_id: ModuleID, config: GPGConfig, kl: float) -> None:

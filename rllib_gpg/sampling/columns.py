@@ -179,6 +179,11 @@ class ColumnarRollout:
         self._obs_R = np.concatenate([obs[going_on], reset_obs])
         self._t += 1
 
+    def last_observation(self, index: int) -> tuple[int, np.ndarray]:
+        """Returns the step that an env's episode has come to, and what it observes there."""
+        observation = self._columns.read(Columns.OBS, index, self._t, self._t + 1)[0]
+        return self._t - self._first_E[index], observation
+
     def finish(self, index: int) -> None:
         """Does nothing: an episode gets its columns before the callbacks see its end."""
 

@@ -9,8 +9,10 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 import torch
+import tree
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
@@ -220,7 +222,7 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         step_times: list[float] = []
         watch = _Watch()
         while stepping or starting:
-            actions = rollout.act(stepping) if stepping else []
+            actions = self._act(rollout, stepping) if stepping else []
             start_time = time.perf_counter()
             steps, resets = self._vector_env.step(stepping, actions, starting)
             step_times.append(time.perf_counter() - start_time)
@@ -241,6 +243,21 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             # Once per call: a metrics logger takes longer than a small simulator.
             self.metrics.log_value(ENV_STEP_TIMER, sum(step_times) / len(step_times))
         return started
+
+    def _act(self, rollout: ColumnarRollout | PipelineRollout, stepping: list[int]) -> Any:
+        try:
+            return rollout.act(stepping)
+        except Exception as error:
+            # What a policy makes of nan says nothing about where it comes from.
+            for index in stepping:
+                t, observation = rollout.last_observation(index)
+                for leaf in map(np.asarray, tree.flatten(observation)):
+                    if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+                        raise ValueError(
+                            f"episode {self._ongoing_episodes[index].id_}: the observation at "
+                            f"step {t} is not finite: {leaf}. Mend the environment."
+                        ) from error
+            raise
 
     def _call_back(self, which: str, env_indices: Iterable[int]) -> None:
         for index in env_indices:

@@ -85,6 +85,11 @@ class PipelineRollout:
             [episode for episode in (*stepped, *started) if not episode.is_done]
         )
 
+    def last_observation(self, index: int) -> tuple[int, Any]:
+        """Returns the step that an env's episode has come to, and what it observes there."""
+        episode = self._runner.ongoing_episodes[index]
+        return episode.t, episode.get_observations(-1)
+
     def finish(self, index: int) -> None:
         """Brings the env's episode, which is done, into the form in which it is handed on."""
         if self._runner.episodes_to_numpy:

@@ -11,9 +11,9 @@ import torch
 from ray.rllib.core.columns import Columns
 
 from rllib_gpg.learning import GPGTorchLearner
-from rllib_gpg.learning.batch import MinibatchPlan, num_rows, num_steps, plan_minibatches, shard
+from rllib_gpg.learning.batch import MinibatchPlan, plan_minibatches, shard
 from tests.envs import Identity
-from tests.helpers import SMALL_NET, built, tiny_config
+from tests.helpers import SMALL_NET, built, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -41,8 +41,9 @@ def recurrent(num_rows: int, max_seq_len: int) -> dict[str, Any]:
 
 
 def plan(group: dict[str, Any], **settings: Any) -> MinibatchPlan:
-    defaults = {"num_learners": 1, "num_epochs": 1, "num_minibatches": 4, "minibatch_size": None}
-    return plan_minibatches(group, **{**defaults, **settings})
+    shards = shard(group, settings.pop("num_learners", 1), np.random.default_rng(0))
+    defaults = {"num_epochs": 1, "num_minibatches": 4, "minibatch_size": None}
+    return plan_minibatches(shards, **{**defaults, **settings})
 
 
 # The plan.
@@ -81,11 +82,9 @@ def test_the_module_with_the_most_steps_decides() -> None:
     assert plan(group) == MinibatchPlan(25, 4)
 
 
-def test_steps_of_a_recurrent_module_count_with_their_padding() -> None:
+def test_a_recurrent_module_is_dealt_in_whole_sequences() -> None:
     # 8 sequences x 5 steps = 40 steps in 4 minibatches of 10: 2 sequences each.
-    group = {"p": recurrent(8, 5)}
-    assert (num_rows(group["p"]), num_steps(group["p"])) == (8, 40)
-    assert plan(group) == MinibatchPlan(10, 4)
+    assert plan({"p": recurrent(8, 5)}) == MinibatchPlan(10, 4)
 
 
 def test_a_recurrent_module_never_has_more_minibatches_than_sequences() -> None:
@@ -178,33 +177,46 @@ class Recorder(GPGTorchLearner):
         return super().compute_loss_for_module(batch=batch, **kwargs)
 
 
-@pytest.mark.parametrize("group_size", [5, 8])
-@pytest.mark.parametrize("module", ["stateless", "recurrent"])
-def test_an_epoch_goes_over_every_row(module: str, group_size: int) -> None:
-    """5 episodes of 10 steps: sequences of 4, 4 and 2 steps if the module is recurrent."""
-    config = (
-        tiny_config(Identity)
-        .training(group_size=group_size, num_epochs=1, num_minibatches=4)
-        .learners(learner_class=Recorder)
-    )
-    if module == "recurrent":
-        lstm = {"use_lstm": True, "lstm_cell_size": 4, "max_seq_len": 4}
-        config.rl_module(model_config={**SMALL_NET, **lstm})
-    batches: list[Any] = []
-    with built(config) as algo:
+def minibatches_of_one_epoch(config: Any) -> tuple[set[tuple[float, ...]], list[Any]]:
+    """The rows of a group, and the rows of each minibatch; a row is known by its log-probs."""
+    groups: list[Any] = []
+    with built(config.training(num_epochs=1).learners(learner_class=Recorder)) as algo:
         estimate = algo._estimate_advantages
 
         def remember(episodes: Any) -> Any:
-            batches.append(estimate(episodes))
-            return batches[-1]
+            groups.append(estimate(episodes))
+            return groups[-1]
 
-        algo._estimate_advantages = remember  # type: ignore[method-assign]
+        algo._estimate_advantages = remember
         algo.train()
         learner = algo.learner_group.foreach_learner(lambda learner: learner.minibatches)
         minibatches = learner.result_or_errors[0].get()
-    logp = batches[0]["default_policy"][Columns.ACTION_LOGP]
-    rows = {tuple(row) for row in logp.reshape(len(logp), -1).tolist()}
-    assert len(minibatches) == 4
-    assert len({len(minibatch) for minibatch in minibatches}) == 1
+    logp = groups[0]["default_policy"][Columns.ACTION_LOGP]
+    return {tuple(row) for row in logp.reshape(len(logp), -1).tolist()}, minibatches
+
+
+@pytest.mark.parametrize("group_size", [5, 8])
+@pytest.mark.parametrize(
+    ("max_seq_len", "rows_per_episode"),
+    [
+        pytest.param(None, 10, id="stateless"),
+        # Episodes have 10 steps: sequences of 4, 4 and 2 steps,
+        pytest.param(4, 3, id="recurrent"),
+        # or one sequence, three quarters of which are padding.
+        pytest.param(40, 1, id="recurrent-padded"),
+    ],
+)
+def test_an_epoch_goes_over_every_row_about_once(
+    max_seq_len: int | None, rows_per_episode: int, group_size: int
+) -> None:
+    config = small_config(Identity).training(group_size=group_size, num_minibatches=4)
+    if max_seq_len is not None:
+        lstm = {"use_lstm": True, "lstm_cell_size": 4, "max_seq_len": max_seq_len}
+        config.rl_module(model_config={**SMALL_NET, **lstm})
+    rows, minibatches = minibatches_of_one_epoch(config)
+    num_rows = group_size * rows_per_episode
     visits = Counter(row for minibatch in minibatches for row in minibatch)
     assert set(visits) == rows
+    assert len(minibatches) == 4
+    # All minibatches have the same number of rows; to fill the last one, rows come again.
+    assert [len(minibatch) for minibatch in minibatches] == [-(-num_rows // 4)] * 4

@@ -201,4 +201,4 @@ def test_training_goes_on_when_a_node_is_removed_and_runners_come_back() -> None
     finally:
         ray.shutdown()
         cluster.shutdown()
-        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)

@@ -1,0 +1,625 @@
+"""What rllib_gpg relies on in RLlib that isn't public API: one test per thing.
+
+When one of these fails after an upgrade of Ray, its message says which part of rllib_gpg to look
+at. The other tests may fail too, but in less helpful words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import SyncVectorEnv
+from gymnasium.wrappers.vector import DictInfoToList
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.bc.bc_catalog import BCCatalog
+from ray.rllib.algorithms.ppo import PPOConfig, ppo
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.common.flatten_observations import FlattenObservations
+from ray.rllib.connectors.learner import AddObservationsFromEpisodesToBatch
+from ray.rllib.connectors.module_to_env import GetActions
+from ray.rllib.core import (
+    COMPONENT_LEARNER,
+    COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
+)
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+from ray.rllib.utils.minibatch_utils import MiniBatchCyclicIterator
+
+from rllib_gpg import GPG
+from rllib_gpg.learning import GPGTorchLearner
+from rllib_gpg.sampling import GroupEnvRunner
+from rllib_gpg.sampling.columns import obstacle_to_columns
+from tests.envs import Identity
+from tests.helpers import SMALL_NET, built, small_config
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+ENV_RUNNER = "rllib_gpg/sampling/env_runner.py"
+COLUMNS = "rllib_gpg/sampling/columns.py"
+GROUP = "rllib_gpg/sampling/group.py"
+VECTOR_ENV = "rllib_gpg/sampling/vector_env.py"
+VALIDATION = "rllib_gpg/validation.py"
+LEARNER = "rllib_gpg/learning/torch_learner.py"
+BATCH = "rllib_gpg/learning/batch.py"
+MODULE = "rllib_gpg/learning/rl_module.py"
+CONNECTOR = "rllib_gpg/advantages/connector.py"
+HALL = "rllib_gpg/gpg.py"
+
+
+def require(condition: object, where: str, what_for: str) -> None:
+    assert condition, f"{where} needs it: {what_for}"
+
+
+class Calls(RLlibCallback):
+    """Writes down which callbacks came, for which env."""
+
+    log: list[tuple[str, int]] = []  # noqa: RUF012
+
+    def on_episode_created(self, *, env_index: int, **kwargs: Any) -> None:
+        self.log.append(("created", env_index))
+
+    def on_episode_end(self, *, env_index: int, **kwargs: Any) -> None:
+        self.log.append(("end", env_index))
+
+
+def stock_runner(**env_runners: Any) -> SingleAgentEnvRunner:
+    """RLlib's own env runner, with 4 envs whose episodes last 10 steps."""
+    config = small_config(Identity).callbacks(Calls).env_runners(**env_runners)
+    return SingleAgentEnvRunner(config=config, worker_index=0)
+
+
+@pytest.fixture(scope="module")
+def runner(ray_session: None) -> SingleAgentEnvRunner:
+    return stock_runner()
+
+
+@pytest.fixture(scope="module")
+def algo(ray_session: None) -> Iterator[GPG]:
+    with built(small_config(Identity)) as algo:
+        algo.train()
+        yield algo
+
+
+# AlgorithmConfig.
+
+
+def test_config_value_error() -> None:
+    what_for = "`config._value_error(message)` reports a bad setting, or only warns if asked to."
+    with pytest.raises(ValueError, match="my message"):
+        AlgorithmConfig()._value_error("my message")
+    config = AlgorithmConfig().experimental(_validate_config=False)
+    require(config._value_error("my message") is None, VALIDATION, what_for)
+
+
+@pytest.mark.parametrize(
+    ("key", "setting"),
+    [("num_workers", "num_env_runners"), ("lambda", "lambda_"), ("framework", "framework_str")],
+)
+def test_config_translate_special_keys(key: str, setting: str) -> None:
+    require(
+        AlgorithmConfig._translate_special_keys(key, warn_deprecated=False) == setting,
+        VALIDATION,
+        "`_translate_special_keys` gives the setting that a key of a dict config stands for.",
+    )
+
+
+def test_config_model_config() -> None:
+    given = {"vf_share_layers": True}
+    require(
+        AlgorithmConfig().rl_module(model_config=given)._model_config == given,
+        VALIDATION,
+        "`_model_config` is what the user gave as `model_config`, to refuse `vf_share_layers`.",
+    )
+
+
+def test_config_model_config_auto_includes() -> None:
+    class Config(AlgorithmConfig):
+        @property
+        def _model_config_auto_includes(self) -> dict[str, Any]:
+            return {"mine": 1, "other": 2}
+
+    require(
+        Config().rl_module(model_config={"other": 3}).model_config == {"mine": 1, "other": 3},
+        HALL,
+        "`_model_config_auto_includes` are defaults of the model config that a user can change.",
+    )
+
+
+def test_config_train_batch_size_per_learner() -> None:
+    config = AlgorithmConfig().training(train_batch_size_per_learner=5)
+    require(
+        config._train_batch_size_per_learner == 5
+        and AlgorithmConfig()._train_batch_size_per_learner is None,
+        VALIDATION,
+        "`_train_batch_size_per_learner` tells whether the user set a size in steps.",
+    )
+
+
+def test_config_settings_are_its_attributes() -> None:
+    config = AlgorithmConfig()
+    public = {name for name in vars(config) if not name.startswith("_")}
+    require(
+        {"lr", "gamma", "num_env_runners", "env_config", "callbacks_class"} <= public,
+        VALIDATION,
+        "`vars(config)` are the names a dict config may hold; all others are typos.",
+    )
+
+
+def test_config_evaluation_copy_is_marked() -> None:
+    config = PPOConfig().environment("CartPole-v1").evaluation(evaluation_interval=1)
+    require(
+        config.get_evaluation_config_object().in_evaluation and not config.in_evaluation,
+        VALIDATION,
+        "`in_evaluation` exempts RLlib's evaluation copy, which has sizes in steps.",
+    )
+
+
+def test_learner_pipeline_insert_after() -> None:
+    pipeline = AlgorithmConfig().build_learner_connector(None, None)
+    kinds = [type(piece) for piece in pipeline.connectors]
+    require(
+        AddObservationsFromEpisodesToBatch in kinds and hasattr(pipeline, "insert_after"),
+        HALL,
+        "`insert_after(AddObservationsFromEpisodesToBatch, ..)` puts `GroupAdvantageEstimation` "
+        "behind the user's pieces and in front of zero-padding.",
+    )
+
+
+# Env runner.
+
+
+def test_env_runner_sample_calls_sample() -> None:
+    calls: list[dict[str, Any]] = []
+
+    class Runner(SingleAgentEnvRunner):
+        def _sample(self, **kwargs: Any) -> list[Any]:
+            calls.append(kwargs)
+            return []
+
+    runner = Runner(config=small_config(Identity), worker_index=0)
+    runner.sample(num_episodes=3)
+    runner.sample(num_timesteps=7, force_reset=True)
+    expected = [
+        {"num_episodes": 3, "explore": True, "random_actions": False},
+        {"num_timesteps": 7, "explore": True, "random_actions": False, "force_reset": True},
+    ]
+    require(calls == expected, ENV_RUNNER, "`_sample` is overridden to finish started episodes.")
+
+
+def test_env_runner_sample_by_timesteps_takes_the_same_arguments() -> None:
+    # Ray adds an argument of its own to the methods of a class that has been an actor.
+    theirs, ours = (
+        {name for name in signature(runner._sample) if not name.startswith("_ray")}
+        for runner in (SingleAgentEnvRunner, GroupEnvRunner)
+    )
+    require(ours == theirs, ENV_RUNNER, "`_sample` by timesteps is left to RLlib's own.")
+
+
+def test_env_runner_new_episode(runner: SingleAgentEnvRunner) -> None:
+    Calls.log.clear()
+    episodes: list[Any] = [None] * 4
+    runner._new_episode(2, episodes)
+    require(
+        isinstance(episodes[2], SingleAgentEpisode) and Calls.log == [("created", 2)],
+        ENV_RUNNER,
+        "`_new_episode(index, episodes)` makes an episode and calls `on_episode_created`.",
+    )
+
+
+def test_env_runner_make_on_episode_callback(runner: SingleAgentEnvRunner) -> None:
+    Calls.log.clear()
+    episodes = [SingleAgentEpisode() for _ in range(4)]
+    runner._make_on_episode_callback("on_episode_end", 1, episodes)
+    require(
+        Calls.log == [("end", 1)],
+        ENV_RUNNER,
+        "`_make_on_episode_callback(which, index, episodes)` calls the user's callbacks.",
+    )
+
+
+def test_env_runner_weights_seq_no() -> None:
+    runner = stock_runner()
+    state = {**runner.get_state(), WEIGHTS_SEQ_NO: 5}
+    runner.set_state(state)
+    parameter = next(iter(runner.module.parameters()))
+    with torch.no_grad():
+        parameter += 1.0
+    changed = parameter.clone()
+    runner.set_state({**state, WEIGHTS_SEQ_NO: 4})
+    guarded = torch.equal(parameter, changed)
+    runner._weights_seq_no = -1
+    runner.set_state({**state, WEIGHTS_SEQ_NO: 4})
+    require(
+        guarded and not torch.equal(parameter, changed) and runner._weights_seq_no == 4,
+        ENV_RUNNER,
+        "`_weights_seq_no` guards against older weights; set to -1, it lets a restored "
+        "checkpoint's through.",
+    )
+
+
+def test_env_runner_needs_initial_reset(runner: SingleAgentEnvRunner) -> None:
+    runner.sample(num_timesteps=4)
+    runner._needs_initial_reset = True
+    (first, *_) = runner.sample(num_timesteps=4)
+    require(
+        first.t_started == 0,
+        ENV_RUNNER,
+        "`_needs_initial_reset` makes sampling by timesteps begin with new episodes.",
+    )
+
+
+def test_env_runner_episodes_for_metrics() -> None:
+    ours, other = stock_runner(), stock_runner()
+    episodes = other.sample(num_episodes=4)
+    ours._done_episodes_for_metrics.extend(episodes)
+    ours._ongoing_episodes_for_metrics.clear()
+    metrics = ours.get_metrics()
+    require(
+        metrics["episode_len_mean"].peek() == 10,
+        ENV_RUNNER,
+        "`_done_episodes_for_metrics` are the episodes that `get_metrics` reports.",
+    )
+
+
+def test_env_runner_increase_sampled_metrics() -> None:
+    runner = stock_runner()
+    runner._increase_sampled_metrics(30, 3)
+    metrics = runner.get_metrics()
+    require(
+        metrics["num_env_steps_sampled"].peek() == 30
+        and metrics["num_env_steps_sampled_lifetime"].peek() == 30
+        and metrics["num_episodes"].peek() == 3,
+        ENV_RUNNER,
+        "`_increase_sampled_metrics(steps, episodes)` counts what was sampled.",
+    )
+
+
+def test_env_runner_log_env_steps(runner: SingleAgentEnvRunner) -> None:
+    runner._log_env_steps(metric=runner._metrics_num_env_steps_sampled, num_steps=3)
+    require(
+        {"metric", "num_steps"} <= set(inspect.signature(runner._log_env_steps).parameters),
+        ENV_RUNNER,
+        "`_log_env_steps(metric=_metrics_num_env_steps_sampled, ..)` feeds Ray's counters.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "what_for"),
+    [
+        ("_env_to_module", "the pipeline from episodes to the module's input"),
+        ("_module_to_env", "the pipeline from the module's output to actions"),
+        ("_ongoing_episodes", "the list that callbacks and connectors see the episodes in"),
+        ("_device", "where actions are computed"),
+        ("_callbacks", "the user's callbacks, to see if one wants every step"),
+        ("_ongoing_episodes_for_metrics", "chunks of episodes that whole episodes have none of"),
+    ],
+)
+def test_env_runner_attributes(runner: SingleAgentEnvRunner, name: str, what_for: str) -> None:
+    require(hasattr(runner, name), ENV_RUNNER, f"`{name}` is {what_for}.")
+
+
+def test_env_runner_vector_env_has_sub_envs_that_step_one_by_one(
+    runner: SingleAgentEnvRunner,
+) -> None:
+    env = runner.env
+    require(
+        isinstance(env, DictInfoToList)
+        and isinstance(env.env, SyncVectorEnv)
+        and env.unwrapped.envs[0].reset(seed=1)[0].shape == (1,)
+        and len(env.unwrapped.envs[0].step(0)) == 5,
+        VECTOR_ENV,
+        "the env is one `DictInfoToList` around gymnasium's `SyncVectorEnv`, whose `envs` are "
+        "reset and stepped one by one.",
+    )
+
+
+def test_env_runner_default_connectors() -> None:
+    runner = GroupEnvRunner(config=small_config(Identity), worker_index=0)
+    obstacle = obstacle_to_columns(runner)
+    require(
+        obstacle is None,
+        COLUMNS,
+        "the lists of RLlib's default connector pieces are what it recognises the fast path by; "
+        f"it fell back, because {obstacle}.",
+    )
+
+
+def test_flattened_discrete_observations_are_one_hot() -> None:
+    space = gym.spaces.Discrete(3)
+    piece = FlattenObservations(space, gym.spaces.Discrete(2))
+    episode = SingleAgentEpisode(observation_space=space, action_space=gym.spaces.Discrete(2))
+    episode.add_env_reset(observation=2, infos={})
+    piece(rl_module=None, batch={}, episodes=[episode], shared_data={})
+    flat = episode.get_observations(-1)
+    require(
+        flat.dtype == np.float32 and flat.tolist() == [0.0, 0.0, 1.0],
+        COLUMNS,
+        "`FlattenObservations` of a discrete space is what `np.eye(n)[observation]` stands in for.",
+    )
+
+
+def test_get_actions_alone(runner: SingleAgentEnvRunner) -> None:
+    outputs = {Columns.ACTION_DIST_INPUTS: torch.zeros(4, 2)}
+    episode = SingleAgentEpisode()
+    batch = GetActions()(rl_module=runner.module, batch=outputs, episodes=[episode], explore=True)
+    require(
+        len(batch[Columns.ACTIONS]) == len(batch[Columns.ACTION_LOGP]) == 4,
+        COLUMNS,
+        "`GetActions` alone draws the actions of a batch and their log-probabilities.",
+    )
+
+
+# Episodes.
+
+
+def test_an_episode_can_be_put_together_from_columns() -> None:
+    """The columns of a three-step episode, as the columnar rollout cuts them out."""
+    episode = SingleAgentEpisode()
+    episode.add_env_reset(observation=np.zeros(1, np.float32), infos={})
+    episode.observations = InfiniteLookbackBuffer(np.arange(4, dtype=np.float32)[:, None])
+    episode.infos = InfiniteLookbackBuffer([{}, {}, {}, {"last": 1}])
+    episode.actions = InfiniteLookbackBuffer(np.array([0, 1, 0]))
+    episode.rewards = InfiniteLookbackBuffer(np.array([1.0, 2.0, 3.0]))
+    episode.extra_model_outputs = {"x": InfiniteLookbackBuffer(np.array([7, 8, 9]))}
+    episode.t = 3
+    episode.is_terminated, episode.is_truncated = True, False
+    episode._last_step_time = 1e12
+    episode.validate()
+    require(
+        len(episode) == 3
+        and episode.is_done
+        and episode.is_numpy
+        and episode.get_return() == 6.0
+        and episode.get_observations(-1) == 3.0
+        and episode.get_extra_model_outputs("x").tolist() == [7, 8, 9]
+        and episode.get_infos(-1) == {"last": 1}
+        and episode.get_duration_s() > 0
+        and len(episode[1:]) == 2,
+        COLUMNS,
+        "`SingleAgentEpisode`'s slots hold `InfiniteLookbackBuffer(array)`s, `t` and the end.",
+    )
+
+
+def test_a_fresh_whole_episode_has_no_lookback(runner: SingleAgentEnvRunner) -> None:
+    (episode, *_) = runner.sample(num_episodes=1)
+    require(
+        episode.t_started == 0
+        and len(episode.get_observations(slice(0, len(episode)))) == len(episode) == 10,
+        CONNECTOR,
+        "`get_observations(slice(0, len))` are the observations of the steps, without the last.",
+    )
+
+
+# Env runner group.
+
+
+def test_env_runner_group_and_its_worker_manager() -> None:
+    config = small_config(Identity).env_runners(num_env_runners=1)
+    config.fault_tolerance(restart_failed_env_runners=False)
+    with built(config) as algo:
+        group = algo.env_runner_group
+        group.foreach_env_runner_async(
+            func=["get_spaces"], kwargs=[{}], remote_worker_ids=[1], tag="mine"
+        )
+        results: list[Any] = []
+        while not results:
+            results = list(group.fetch_ready_async_reqs(tags="mine", timeout_seconds=0.1))
+        require(
+            [runner for runner, _ in results] == [1] and DEFAULT_MODULE_ID in results[0][1],
+            GROUP,
+            "`foreach_env_runner_async` with lists sends a share to each idle env runner, "
+            "`fetch_ready_async_reqs` gives (id, result) of those that came back.",
+        )
+        require(
+            list(group._worker_manager.actors()) == group.healthy_env_runner_ids() == [1],
+            GROUP,
+            "`_worker_manager.actors()` maps ids to the actors, to kill one that hangs.",
+        )
+        group._worker_manager.set_actor_state(1, healthy=False)
+        require(
+            group.healthy_env_runner_ids() == [] and group.num_remote_env_runners() == 1,
+            GROUP,
+            "`_worker_manager.set_actor_state` takes a killed env runner out of service.",
+        )
+
+
+# Algorithm, learner group and learner.
+
+
+def test_algorithm_spaces(algo: GPG) -> None:
+    require(
+        algo.spaces[DEFAULT_MODULE_ID][0].shape == (1,)
+        and algo.spaces[INPUT_ENV_SINGLE_SPACES][0].shape == (1,),
+        VALIDATION,
+        "`Algorithm.spaces` holds the module's and the env's spaces, to check binnings against.",
+    )
+
+
+def test_algorithm_restore_env_runners(algo: GPG) -> None:
+    require(
+        algo.restore_env_runners(algo.env_runner_group) == [],
+        HALL,
+        "`restore_env_runners(group)` brings lost env runners back within a group.",
+    )
+
+
+def test_learner_group_state_of_the_module_alone(algo: GPG) -> None:
+    state = algo.learner_group.get_state(
+        components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+    )[COMPONENT_LEARNER]
+    require(
+        DEFAULT_MODULE_ID in state[COMPONENT_RL_MODULE]
+        and state[WEIGHTS_SEQ_NO] == 1
+        and "optimizer" not in state,
+        HALL,
+        "`get_state(components='learner/rl_module')` has the weights, their number, no more.",
+    )
+
+
+def test_learner_group_foreach_learner_passes_arguments(algo: GPG) -> None:
+    results = algo.learner_group.foreach_learner(lambda learner, factor: factor * 2, factor=21)
+    require(
+        [result.get() for result in results.result_or_errors] == [42],
+        HALL,
+        "`foreach_learner(function, **kwargs)` merges observation statistics on every learner.",
+    )
+
+
+def test_learner_group_hands_on_num_total_minibatches() -> None:
+    """To a local learner with `batch`, to remote ones with one of `batches` each."""
+    require(
+        any(p.kind is p.VAR_KEYWORD for p in signature(LearnerGroup.update).values())
+        and "num_total_minibatches" in signature(GPGTorchLearner.update),
+        HALL,
+        "`LearnerGroup.update(num_total_minibatches=..)` gives all learners one number of steps.",
+    )
+    batches = [MultiAgentBatch({}, env_steps=1), MultiAgentBatch({}, env_steps=2)]
+    shards = TrainingData(batches=batches).shard(
+        num_shards=2, len_lookback_buffer=0, num_total_minibatches=3
+    )
+    require(
+        [(data.batch, kwargs) for data, kwargs in shards] == [(b, {}) for b in batches],
+        HALL,
+        "`batches` go to one learner each, and `num_total_minibatches` isn't set a second time.",
+    )
+
+
+def signature(function: Any) -> Any:
+    return inspect.signature(function).parameters
+
+
+@pytest.mark.parametrize("num_total_minibatches", [1, 5])
+def test_the_minibatch_iterator_obeys_num_total_minibatches(num_total_minibatches: int) -> None:
+    batch = MultiAgentBatch({"p": SampleBatch({"x": torch.arange(7)})}, env_steps=7)
+    minibatches = MiniBatchCyclicIterator(
+        batch,
+        num_epochs=1,
+        minibatch_size=3,
+        shuffle_batch_per_epoch=False,
+        num_total_minibatches=num_total_minibatches,
+    )
+    sizes = [len(minibatch["p"]["x"]) for minibatch in minibatches]
+    require(
+        sizes == [3] * num_total_minibatches,
+        BATCH,
+        "there are exactly `num_total_minibatches` of `minibatch_size` rows, going round if need "
+        "be, so that no learner waits for another.",
+    )
+
+
+def test_sample_batch_zero_padded() -> None:
+    """Three sequences of 4 steps, of which 4, 2 and 1 are real."""
+    columns = {
+        "x": torch.arange(12).reshape(3, 4),
+        Columns.SEQ_LENS: torch.tensor([4, 2, 1]),
+        Columns.STATE_IN: {"h": torch.arange(3)[:, None]},
+    }
+    batch = SampleBatch(columns, _zero_padded=True)
+    batch.enable_slicing_by_batch_id()
+    last = batch[1:3]
+    require(
+        last["x"].tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
+        and last[Columns.STATE_IN]["h"].tolist() == [[1], [2]],
+        BATCH,
+        "`SampleBatch(_zero_padded=True)` is cut into minibatches by whole sequences.",
+    )
+
+
+def test_learner_device_and_hooks(algo: GPG) -> None:
+    learner = algo.learner_group.foreach_learner(lambda learner: learner).result_or_errors[0].get()
+    require(
+        isinstance(learner._device, torch.device) or learner._device == "cpu",
+        LEARNER,
+        "`_device` is where the schedule of the entropy coefficient lives.",
+    )
+    require(
+        "timesteps" in signature(type(learner).__mro__[1].after_gradient_based_update),
+        LEARNER,
+        "`after_gradient_based_update(timesteps=..)` is called once per update.",
+    )
+
+
+def test_ppos_result_keys() -> None:
+    require(
+        (
+            ppo.LEARNER_RESULTS_KL_KEY,
+            ppo.LEARNER_RESULTS_CURR_KL_COEFF_KEY,
+            ppo.LEARNER_RESULTS_CURR_ENTROPY_COEFF_KEY,
+        )
+        == ("mean_kl_loss", "curr_kl_coeff", "curr_entropy_coeff"),
+        LEARNER,
+        "metrics keep the names they have in PPO, so that dashboards go on.",
+    )
+
+
+def test_metrics_of_a_logger_of_its_own_can_be_aggregated() -> None:
+    inner, outer = MetricsLogger(root=False), MetricsLogger(root=True)
+    inner.log_dict({"a": 3.0}, key="module", window=1)
+    outer.aggregate([inner.reduce()], key="learners")
+    require(
+        outer.peek(("learners", "module", "a")) == 3.0,
+        HALL,
+        "`MetricsLogger(root=False).reduce()` carries the group's metrics into the results.",
+    )
+
+
+# Module and catalog.
+
+
+def test_catalog_internals() -> None:
+    settings = {**PPOConfig().model_config, **SMALL_NET, "head_fcnet_hiddens": [], "mine": 1}
+    catalog = BCCatalog(
+        observation_space=gym.spaces.Box(-1.0, 1.0, (4,)),
+        action_space=gym.spaces.Discrete(2),
+        model_config_dict=settings,
+    )
+    require(
+        catalog._model_config_dict.get("mine") == 1,
+        MODULE,
+        "`_model_config_dict` has the model config, for the initialisers of the head.",
+    )
+    catalog.build_pi_head("torch")
+    fields = {field.name for field in dataclasses.fields(catalog.pi_head_config)}
+    expected = {
+        f"{layer}_layer_{kind}_initializer{suffix}"
+        for layer in ("hidden", "output")
+        for kind in ("weights", "bias")
+        for suffix in ("", "_config")
+    }
+    require(
+        expected <= fields,
+        MODULE,
+        "`pi_head_config`, made by `build_pi_head`, has these fields: it is built again with the "
+        "initialisers of the model config.",
+    )
+
+
+def test_all_forward_passes_of_the_default_module_are_one(algo: GPG) -> None:
+    learners = algo.learner_group.foreach_learner(lambda learner: learner.module)
+    module = learners.result_or_errors[0].get()[DEFAULT_MODULE_ID]
+    batch = {Columns.OBS: torch.ones(2, 1)}
+    outputs = [
+        forward(batch)[Columns.ACTION_DIST_INPUTS]
+        for forward in (module.forward_train, module.forward_exploration, module.forward_inference)
+    ]
+    require(
+        torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2]),
+        MODULE,
+        "`_forward` serves all phases, so that observations are normalised in each of them.",
+    )
