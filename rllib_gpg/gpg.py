@@ -36,6 +36,7 @@ from ray.rllib.utils.typing import EpisodeType, ModuleID, StateDict
 from rllib_gpg.advantages.binning import BinningFunction
 from rllib_gpg.advantages.connector import GroupAdvantageEstimation
 from rllib_gpg.learning.batch import ModuleBatch, plan_minibatches, shard
+from rllib_gpg.learning.connector import AddEpisodeEnds
 from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule, ObservationMoments
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
 from rllib_gpg.sampling.env_runner import GroupEnvRunner
@@ -304,6 +305,7 @@ class GPGConfig(AlgorithmConfig):
                     },
                 ),
             )
+            pipeline.insert_after(AddObservationsFromEpisodesToBatch, AddEpisodeEnds())
         return pipeline
 
 
