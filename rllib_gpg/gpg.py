@@ -310,7 +310,10 @@ class GPGConfig(AlgorithmConfig):
 
 
 class GPG(Algorithm):
-    """Group Policy Gradient: PPO without a critic (Algorithm 1 of the paper)."""
+    """Group Policy Gradient: PPO without a critic (Algorithm 1 of the paper).
+
+    Built by `GPGConfig.build_algo`, by Ray Tune, or by `GPG.from_checkpoint`.
+    """
 
     @classmethod
     @override(Algorithm)
@@ -389,7 +392,7 @@ class GPG(Algorithm):
                 raise SamplingError(f"{error}\nThe run as it was: {checkpoint}") from error
         self.metrics.aggregate(group.metrics, key=ENV_RUNNER_RESULTS)
         for name, reduce in (("", "sum"), ("_lifetime", "lifetime_sum")):
-            key = f"{NUM_EPISODES_REDISPATCHED}{name}"
+            key = (ENV_RUNNER_RESULTS, f"{NUM_EPISODES_REDISPATCHED}{name}")
             self.metrics.log_value(key, group.num_redispatched, reduce=reduce)
         return group.episodes
 

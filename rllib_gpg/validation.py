@@ -153,6 +153,16 @@ def _check_loss(config: GPGConfig, of: str) -> None:
             config._value_error(f"`{name}`{of} must be a number > 0, got {value!r}.")
     if not _is_number(config.kl_coeff) or config.kl_coeff < 0.0:
         config._value_error(f"`kl_coeff`{of} must be a number >= 0, got {config.kl_coeff!r}.")
+    default = type(config)()
+    if not config.use_kl_loss and (config.kl_coeff, config.kl_target) != (
+        default.kl_coeff,
+        default.kl_target,
+    ):
+        warnings.warn(
+            f"`kl_coeff` and `kl_target`{of} do nothing without `use_kl_loss=True`, which is off "
+            "by default in GPG.",
+            stacklevel=2,
+        )
     Scheduler.validate(
         fixed_value_or_schedule=config.entropy_coeff,
         setting_name=f"entropy_coeff{of}",

@@ -21,7 +21,8 @@ every worker::
         -- python tuned_examples/cluster_gpg.py --num-env-runners=64
 
 Workers may come and go during the run: a share that is lost with its worker is sampled again with
-the same seeds, so nothing is lost or biased (`num_episodes_redispatched` counts such episodes).
+the same seeds, so nothing is lost or biased. `num_episodes_redispatched`, among the results of the
+env runners, counts such episodes.
 
 What to expect: see docs/scaling.md for how far this scales, and `lunar_lander_gpg.py` for groups of
 32. The paper reports 257 ± 1 with 128 rollouts after 200 iterations.
