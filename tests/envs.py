@@ -124,7 +124,8 @@ class NativeVector(gym.vector.VectorEnv):
             else:
                 self._buffer[row], rewards[row], terminateds[row], _, _ = env.step(actions[row])
         self._done = terminateds
-        return self._buffer, rewards, terminateds, np.zeros(self.num_envs, bool), {}
+        infos = {"t": np.array([env.t for env in self._envs]), "_t": np.ones(self.num_envs, bool)}
+        return self._buffer, rewards, terminateds, np.zeros(self.num_envs, bool), infos
 
 
 class Long(Endless):

@@ -45,7 +45,7 @@ from rllib_gpg import GPG
 from rllib_gpg.learning import GPGTorchLearner
 from rllib_gpg.sampling import GroupEnvRunner
 from rllib_gpg.sampling.columns import obstacle_to_columns
-from tests.envs import Identity
+from tests.envs import Identity, NativeVector
 from tests.helpers import SMALL_NET, built, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -622,4 +622,14 @@ def test_all_forward_passes_of_the_default_module_are_one(algo: GPG) -> None:
         torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2]),
         MODULE,
         "`_forward` serves all phases, so that observations are normalised in each of them.",
+    )
+
+
+def test_dict_info_to_list_converts_infos_it_did_not_get_from_a_step() -> None:
+    wrapper = DictInfoToList(NativeVector(2))
+    infos = {"t": np.array([3, 4]), "_t": np.array([True, False])}
+    require(
+        wrapper._convert_info_to_list(infos) == [{"t": 3}, {}],
+        VECTOR_ENV,
+        "`DictInfoToList._convert_info_to_list` is called only for infos that aren't empty.",
     )

@@ -6,6 +6,7 @@ Array names carry their axes: T = vector steps of one `sample` call, E = envs, R
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -120,14 +121,15 @@ class ColumnarRollout:
         self._action_struct = get_base_struct_from_space(runner.env.single_action_space)
         self._num_one_hot = runner.env.single_observation_space.n if _is_one_hot(runner) else None
         self._columns = _Columns(runner.num_envs)
-        self._infos_E: list[list[dict[str, Any]]] = [[] for _ in range(runner.num_envs)]
+        # Per env, the infos of its running episode that aren't empty, by vector step.
+        self._infos_E: list[dict[int, dict[str, Any]]] = [{} for _ in range(runner.num_envs)]
         self._first_E = [0] * runner.num_envs
         # The vector step whose actions come next, and the observations they follow from.
         self._t = -1
         self._obs_R: np.ndarray = np.empty(0)
         self._outputs_R: dict[str, Any] = {}
 
-    def act(self, stepping: list[int]) -> Any:
+    def act(self, stepping: np.ndarray) -> Any:
         """Returns the actions of the stepping envs as one batch, unsquashed and clipped."""
         runner = self._runner
         # As RLlib's `NumpyToTensor`: floats in 32 bits.
@@ -157,26 +159,31 @@ class ColumnarRollout:
         return for_env
 
     def record(
-        self, stepping: list[int], steps: Steps | None, starting: list[int], resets: Resets
+        self, stepping: np.ndarray, steps: Steps | None, starting: list[int], resets: Resets
     ) -> None:
         """Writes down what the env returned; see `PipelineRollout.record`."""
-        reset_obs = self._flatten(resets.observations)
-        going_on, obs = np.zeros(0, np.bool_), reset_obs[:0]
-        if steps is not None and stepping:
-            going_on = ~(steps.terminateds | steps.truncateds)
+        obs = self._obs_R[:0]
+        if steps is not None and len(stepping) > 0:
             obs = self._flatten(steps.observations)
             outputs = {**self._outputs_R, Columns.REWARDS: steps.rewards}
             self._columns.write(self._t, stepping, outputs)
             self._columns.write(self._t + 1, stepping, {Columns.OBS: obs})
-            for index, info in zip(stepping, steps.infos, strict=True):
-                self._infos_E[index].append(info)
-            for row in np.flatnonzero(~going_on):
-                self._cut(stepping[row], bool(steps.terminateds[row]), bool(steps.truncateds[row]))
+            if steps.infos is not None:
+                for index, info in zip(stepping.tolist(), steps.infos, strict=True):
+                    self._infos_E[index][self._t + 1] = info
+            done = steps.terminateds | steps.truncateds
+            if done.any():
+                for row in np.flatnonzero(done):
+                    ends = bool(steps.terminateds[row]), bool(steps.truncateds[row])
+                    self._cut(int(stepping[row]), *ends)
+                obs = obs[~done]
         if starting:
+            reset_obs = self._flatten(resets.observations)
             self._columns.write(self._t + 1, starting, {Columns.OBS: reset_obs})
-            for index, info in zip(starting, resets.infos, strict=True):
+            for index, info in zip(starting, resets.infos or [{}] * len(starting), strict=True):
                 self._start(index, info)
-        self._obs_R = np.concatenate([obs[going_on], reset_obs])
+            obs = np.concatenate([obs, reset_obs]) if len(obs) > 0 else reset_obs
+        self._obs_R = obs
         self._t += 1
 
     def last_observation(self, index: int) -> tuple[int, np.ndarray]:
@@ -196,7 +203,7 @@ class ColumnarRollout:
         self._first_E[index] = self._t + 1
         first_obs = self._columns.read(Columns.OBS, index, self._t + 1, self._t + 2)[0]
         self._runner.ongoing_episodes[index].add_env_reset(observation=first_obs, infos=info)
-        self._infos_E[index] = [info]
+        self._infos_E[index] = {self._t + 1: info}
 
     def _cut(self, index: int, terminated: bool, truncated: bool) -> None:
         """Copies the columns of the episode that ended at this step into its object."""
@@ -210,7 +217,8 @@ class ColumnarRollout:
             # The final observation belongs to the episode too.
             self._columns.read(Columns.OBS, index, first, end + 1)
         )
-        episode.infos = InfiniteLookbackBuffer(self._infos_E[index])
+        infos = self._infos_E[index]
+        episode.infos = InfiniteLookbackBuffer([infos.get(t, {}) for t in range(first, end + 1)])
         episode.actions = column(Columns.ACTIONS)
         episode.rewards = column(Columns.REWARDS)
         episode.extra_model_outputs = {
@@ -243,7 +251,7 @@ class _Columns:
         self._length = self._FIRST_LENGTH
         self._arrays: dict[str, Any] = {}
 
-    def write(self, t: int, envs: list[int], rows: dict[str, Any]) -> None:
+    def write(self, t: int, envs: Sequence[int] | np.ndarray, rows: dict[str, Any]) -> None:
         """Writes one row per env, [R, ...] or a struct of such, under each name."""
         if t >= self._length:
             self._length *= 2

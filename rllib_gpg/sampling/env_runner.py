@@ -215,36 +215,38 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         starting = start(range(self.num_envs))
         with self.metrics.log_time(ENV_RESET_TIMER):
             resets = self._vector_env.reset(starting)
-        rollout.record([], None, list(starting), resets)
+        rollout.record(np.array([], np.int64), None, list(starting), resets)
         self._call_back("on_episode_start", starting)
-        stepping = list(starting)
+        stepping = np.array(list(starting), np.int64)
         starting = {}
         step_times: list[float] = []
         watch = _Watch()
-        while stepping or starting:
-            actions = self._act(rollout, stepping) if stepping else []
+        while len(stepping) > 0 or starting:
+            actions = self._act(rollout, stepping) if len(stepping) > 0 else []
             start_time = time.perf_counter()
             steps, resets = self._vector_env.step(stepping, actions, starting)
             step_times.append(time.perf_counter() - start_time)
             rollout.record(stepping, steps, list(starting), resets)
             self._call_back("on_episode_start", starting)
             if rollout.sees_every_step:
-                self._call_back("on_episode_step", stepping)
+                self._call_back("on_episode_step", stepping.tolist())
 
             done = steps.terminateds | steps.truncateds
-            ended = [index for index, is_done in zip(stepping, done, strict=True) if is_done]
-            self._call_back("on_episode_end", ended)
-            for index in ended:
-                rollout.finish(index)
-            stepping = [*(index for index in stepping if index not in ended), *starting]
-            starting = start(ended)
-            watch.step(any_ended=bool(ended))
+            any_ended = bool(done.any())
+            if any_ended or starting:
+                ended = stepping[done].tolist()
+                self._call_back("on_episode_end", ended)
+                for index in ended:
+                    rollout.finish(index)
+                stepping = np.concatenate([stepping[~done], np.array(list(starting), np.int64)])
+                starting = start(ended)
+            watch.step(any_ended=any_ended)
         if step_times:
             # Once per call: a metrics logger takes longer than a small simulator.
             self.metrics.log_value(ENV_STEP_TIMER, sum(step_times) / len(step_times))
         return started
 
-    def _act(self, rollout: ColumnarRollout | PipelineRollout, stepping: list[int]) -> Any:
+    def _act(self, rollout: ColumnarRollout | PipelineRollout, stepping: np.ndarray) -> Any:
         try:
             return rollout.act(stepping)
         except Exception as error:

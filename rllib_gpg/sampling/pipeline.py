@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.metrics import (
@@ -48,7 +49,7 @@ class PipelineRollout:
         self._actions: list[Any] = []
         self._outputs: dict[str, Any] = {}
 
-    def act(self, stepping: list[int]) -> Any:
+    def act(self, stepping: np.ndarray) -> Any:
         """Returns one action per stepping env, unsquashed and clipped."""
         episodes = self._episodes(stepping)
         if self._random_actions:
@@ -63,12 +64,12 @@ class PipelineRollout:
         return for_env
 
     def record(
-        self, stepping: list[int], steps: Steps | None, starting: list[int], resets: Resets
+        self, stepping: np.ndarray, steps: Steps | None, starting: list[int], resets: Resets
     ) -> None:
         """Adds what the env returned to the episodes, and keeps the module's next input.
 
         Args:
-            stepping: The envs that `act` computed actions for, in that order.
+            stepping: [R] the envs that `act` computed actions for, in that order.
             steps: What came of these actions, row by row; None if nothing has stepped yet.
             starting: The envs in which an episode begins now.
             resets: Their first observations, row by row.
@@ -77,7 +78,9 @@ class PipelineRollout:
         if steps is not None:
             self._add_steps(stepped, steps)
         for row, (episode, observation) in enumerate(_rows(started, resets.observations)):
-            episode.add_env_reset(observation=observation, infos=resets.infos[row])
+            episode.add_env_reset(
+                observation=observation, infos=resets.infos[row] if resets.infos else {}
+            )
 
         # Connectors may write into the episode: final observations must pass them as well.
         self._env_to_module([episode for episode in stepped if episode.is_done])
@@ -95,7 +98,7 @@ class PipelineRollout:
         if self._runner.episodes_to_numpy:
             self._runner.ongoing_episodes[index].to_numpy()
 
-    def _episodes(self, env_indices: list[int]) -> list[SingleAgentEpisode]:
+    def _episodes(self, env_indices: Sequence[int] | np.ndarray) -> list[SingleAgentEpisode]:
         return [self._runner.ongoing_episodes[index] for index in env_indices]
 
     def _add_steps(self, stepped: list[SingleAgentEpisode], steps: Steps) -> None:
@@ -106,7 +109,7 @@ class PipelineRollout:
                 observation=observation,
                 action=self._actions[row],
                 reward=float(steps.rewards[row]),
-                infos=steps.infos[row],
+                infos=steps.infos[row] if steps.infos else {},
                 terminated=bool(steps.terminateds[row]),
                 truncated=bool(steps.truncateds[row]),
                 extra_model_outputs=outputs,

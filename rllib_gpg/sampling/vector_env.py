@@ -27,21 +27,24 @@ Seeded = dict[int, int | None]
 
 @dataclass(frozen=True)
 class Resets:
-    """First observations; `observations` is batched as the env's observation space says."""
+    """First observations; `observations` is batched as the env's observation space says.
+
+    `infos` is None if all are empty.
+    """
 
     observations: Any
-    infos: list[dict[str, Any]]
+    infos: list[dict[str, Any]] | None
 
 
 @dataclass(frozen=True)
 class Steps:
-    """One transition per env that stepped."""
+    """One transition per env that stepped; `infos` is None if all are empty."""
 
     observations: Any
     rewards: np.ndarray
     terminateds: np.ndarray
     truncateds: np.ndarray
-    infos: list[dict[str, Any]]
+    infos: list[dict[str, Any]] | None
 
 
 class SubEnvs:
@@ -61,11 +64,12 @@ class SubEnvs:
         observations = self._batch([observation for observation, _ in results])
         return Resets(observations, [info for _, info in results])
 
-    def step(self, stepping: Sequence[int], actions: Any, starting: Seeded) -> tuple[Steps, Resets]:
+    def step(self, stepping: np.ndarray, actions: Any, starting: Seeded) -> tuple[Steps, Resets]:
         """Steps the envs `stepping` and resets those in `starting`."""
         rows = actions if isinstance(actions, (np.ndarray, list)) else unbatch(actions)
         results = [
-            self._envs[index].step(action) for index, action in zip(stepping, rows, strict=True)
+            self._envs[index].step(action)
+            for index, action in zip(stepping.tolist(), rows, strict=True)
         ]
         observations, rewards, terminateds, truncateds, infos = (
             zip(*results, strict=True) if results else ((), (), (), (), ())
@@ -120,40 +124,46 @@ class WholeVectorEnv:
         else:
             # Idle sub-envs get seeds too, so that nothing about the share is left to chance.
             seeds = [starting.get(index, 0) for index in range(self._env.num_envs)]
-        observations, infos = self._env.reset(seed=seeds)
-        return self._resets(observations, infos, list(starting))
+        observations, infos = self._env.env.reset(seed=seeds)
+        return self._resets(observations, self._listed(infos), list(starting))
 
-    def step(self, stepping: Sequence[int], actions: Any, starting: Seeded) -> tuple[Steps, Resets]:
+    def step(self, stepping: np.ndarray, actions: Any, starting: Seeded) -> tuple[Steps, Resets]:
         """Steps the envs; those in `starting` were done before, and so begin anew."""
-        going_on, begun = list(stepping), list(starting)
-        if going_on:
-            self._fill_in(going_on, batch(actions) if isinstance(actions, list) else actions)
-        result, going_on, begun = self._advance(going_on, begun)
+        if len(stepping) > 0:
+            self._fill_in(stepping, batch(actions) if isinstance(actions, list) else actions)
+        result, going_on, begun = self._advance(stepping, list(starting))
         observations, rewards, terminateds, truncateds, infos = result
         steps = Steps(
             _take(observations, going_on),
             np.asarray(rewards)[going_on],
             np.asarray(terminateds)[going_on],
             np.asarray(truncateds)[going_on],
-            [infos[row] for row in going_on],
+            None if infos is None else [infos[row] for row in going_on],
         )
         return steps, self._resets(observations, infos, begun)
 
-    def _fill_in(self, env_indices: list[int], actions: Any) -> None:
+    def _fill_in(self, env_indices: np.ndarray, actions: Any) -> None:
         def fill_in(rows: np.ndarray, given: Any) -> None:
             rows[env_indices] = given
 
         map_leaves(fill_in, self._actions, actions)
 
-    def _advance(
-        self, going_on: list[int], begun: list[int]
-    ) -> tuple[tuple[Any, ...], list[int], list[int]]:
+    def _advance(self, going_on: np.ndarray, begun: list[int]) -> tuple[Any, Any, Any]:
         """Steps at least the given envs; also returns in which rows of the result these are."""
-        return self._env.step(self._actions), going_on, begun
+        observations, rewards, terminateds, truncateds, infos = self._env.env.step(self._actions)
+        result = observations, rewards, terminateds, truncateds, self._listed(infos)
+        return result, going_on, begun
+
+    def _listed(self, infos: dict[str, Any]) -> list[dict[str, Any]] | None:
+        # What `DictInfoToList` does at each step, and for most envs in vain.
+        return self._env._convert_info_to_list(infos) if infos else None
 
     @staticmethod
-    def _resets(observations: Any, infos: list[dict[str, Any]], rows: list[int]) -> Resets:
-        return Resets(_take(observations, rows), [infos[row] for row in rows])
+    def _resets(observations: Any, infos: list[dict[str, Any]] | None, rows: list[int]) -> Resets:
+        return Resets(
+            _take(observations, rows) if rows else None,
+            None if infos is None else [infos[row] for row in rows],
+        )
 
 
 @runtime_checkable
@@ -181,16 +191,14 @@ class PartialVectorEnv(WholeVectorEnv):
     No env that owes nothing is ever simulated. Seeds are as in any native vector env.
     """
 
-    def _advance(
-        self, going_on: list[int], begun: list[int]
-    ) -> tuple[tuple[Any, ...], list[int], list[int]]:
-        moving = [*going_on, *begun]
+    def _advance(self, going_on: np.ndarray, begun: list[int]) -> tuple[Any, Any, Any]:
+        moving = np.concatenate([going_on, np.array(begun, np.int64)])
         result = self._env.env.step_some(moving, _take(self._actions, moving))
-        rows = list(range(len(moving)))
-        return result, rows[: len(going_on)], rows[len(going_on) :]
+        rows = np.arange(len(moving))
+        return result, rows[: len(going_on)], rows[len(going_on) :].tolist()
 
 
-def _take(arrays: Any, rows: list[int]) -> Any:
+def _take(arrays: Any, rows: Sequence[int] | np.ndarray) -> Any:
     """Copies the given rows: vector envs reuse their buffers."""
     return map_leaves(lambda array: np.asarray(array)[rows], arrays)
 

@@ -107,6 +107,8 @@ def test_a_native_vector_env_gives_unbiased_whole_episodes() -> None:
                 observations = episode.get_observations()
                 assert len(set(observations[:, 0])) == 1
                 assert (observations[:, 1] == np.arange(len(episode) + 1)).all()
+                infos = episode.get_infos()
+                assert [info["t"] for info in infos[1:]] == list(range(1, len(episode) + 1))
     assert len(lengths) == 16 * 24
     assert is_one_half(*share_of_long(lengths))
 
