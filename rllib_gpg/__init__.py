@@ -5,7 +5,8 @@ Importing this package registers the trainable "GPG" with Ray Tune.
 
 from ray import tune
 
-from rllib_gpg.gpg import GPG, GPGConfig
+from rllib_gpg.config import GPGConfig
+from rllib_gpg.gpg import GPG
 
 __all__ = ["GPG", "GPGConfig"]
 

@@ -17,7 +17,7 @@ from rllib_gpg.advantages.binning import Binning, TimeBinning, resolve_binning
 from rllib_gpg.sampling.env_runner import GroupEnvRunner
 
 if TYPE_CHECKING:
-    from rllib_gpg.gpg import GPGConfig
+    from rllib_gpg.config import GPGConfig
 
 CRITIC_SETTINGS = frozenset(
     {"use_critic", "use_gae", "lambda_", "vf_loss_coeff", "vf_clip_param", "vf_share_layers"}

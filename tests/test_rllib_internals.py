@@ -59,6 +59,7 @@ LEARNER = "rllib_gpg/learning/torch_learner.py"
 BATCH = "rllib_gpg/learning/batch.py"
 MODULE = "rllib_gpg/learning/rl_module.py"
 CONNECTOR = "rllib_gpg/advantages/connector.py"
+CONFIG = "rllib_gpg/config.py"
 HALL = "rllib_gpg/gpg.py"
 
 
@@ -136,7 +137,7 @@ def test_config_model_config_auto_includes() -> None:
 
     require(
         Config().rl_module(model_config={"other": 3}).model_config == {"mine": 1, "other": 3},
-        HALL,
+        CONFIG,
         "`_model_config_auto_includes` are defaults of the model config that a user can change.",
     )
 
@@ -175,7 +176,7 @@ def test_learner_pipeline_insert_after() -> None:
     kinds = [type(piece) for piece in pipeline.connectors]
     require(
         AddObservationsFromEpisodesToBatch in kinds and hasattr(pipeline, "insert_after"),
-        HALL,
+        CONFIG,
         "`insert_after(AddObservationsFromEpisodesToBatch, ..)` puts `GroupAdvantageEstimation` "
         "behind the user's pieces and in front of zero-padding.",
     )

@@ -27,7 +27,7 @@ from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.surrogates import clipped_surrogate, is_clipped
 
 if TYPE_CHECKING:
-    from rllib_gpg.gpg import GPGConfig
+    from rllib_gpg.config import GPGConfig
 
 logger = logging.getLogger("ray.rllib")
 

@@ -1,0 +1,275 @@
+"""`GPGConfig`: the settings of Group Policy Gradient, with PPO's names where PPO has them."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.connectors.learner import AddObservationsFromEpisodesToBatch
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.annotations import override
+
+from rllib_gpg.advantages.binning import BinningFunction
+from rllib_gpg.advantages.connector import GroupAdvantageEstimation
+from rllib_gpg.learning.connector import AddEpisodeEnds
+from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule
+from rllib_gpg.learning.torch_learner import GPGTorchLearner
+from rllib_gpg.sampling.env_runner import GroupEnvRunner
+from rllib_gpg.validation import CRITIC_SETTINGS, check_config, check_known, check_stack
+
+_ESTIMATOR_SETTINGS = ("gamma", "binning", "leave_one_out", "normalize_advantages")
+
+
+class GPGConfig(AlgorithmConfig):
+    """Defines a configuration class from which a GPG Algorithm can be built.
+
+    A PPO script becomes a GPG script by changing the class and deleting the critic's settings::
+
+        from rllib_gpg import GPGConfig
+
+        config = (
+            GPGConfig()
+            .environment("CartPole-v1")
+            .env_runners(num_env_runners=2, num_envs_per_env_runner=16)
+            .training(group_size=32, lr=1e-3, gamma=0.99)
+        )
+        algo = config.build_algo()
+        print(algo.train()["learners"]["default_policy"]["group_return_mean"])
+
+    It also works with Ray Tune, by class or - `import rllib_gpg` registers it - by name::
+
+        from ray import tune
+
+        config.training(group_size=tune.grid_search([8, 32, 128]))
+        tune.Tuner("GPG", param_space=config).fit()
+    """
+
+    def __init__(self, algo_class: type | None = None):
+        """Initializes a GPGConfig instance."""
+        # RLlib's default; GPG has no exploration but the policy's own.
+        self.exploration_config = {"type": "StochasticSampling"}
+        from rllib_gpg.gpg import GPG  # It needs this class in its turn.
+
+        super().__init__(algo_class=algo_class or GPG)
+
+        # The group, and what each step of it was worth.
+        self.group_size = 32
+        self.binning: str | BinningFunction = "time"
+        self.leave_one_out = False
+        self.normalize_advantages = True
+        self.max_episode_steps: int | None = None
+        self.episodes_per_share: int | None = None
+
+        # The update.
+        self.lr = 1e-3
+        self.num_epochs = 4
+        self.num_minibatches: int | None = None
+        self.minibatch_size = None
+        self.shuffle_batch_per_epoch = True
+        self.clip_param = 0.2
+        self.entropy_coeff: Any = 0.0
+        self.grad_clip = 0.5
+        self.use_kl_loss = False
+        self.kl_coeff = 0.2
+        self.kl_target = 0.01
+
+        # Whole episodes, by an env runner that counts them as they are started.
+        self.batch_mode = "complete_episodes"
+        self.rollout_fragment_length = "auto"
+        self.env_runner_cls = GroupEnvRunner
+
+        # Faults. RLlib's PPO gives up on what takes longer than 60 s; here that would cost an env
+        # runner, so it should be longer than any healthy share. A missing node must not hold up
+        # each iteration for RLlib's 30 s.
+        self.sample_timeout_s = 600.0
+        self.max_share_failures = 5
+        self.env_runner_health_probe_timeout_s = 1.0
+
+    @override(AlgorithmConfig)
+    def training(
+        self,
+        *,
+        group_size: int = NotProvided,
+        binning: str | BinningFunction = NotProvided,
+        leave_one_out: bool = NotProvided,
+        normalize_advantages: bool = NotProvided,
+        num_minibatches: int = NotProvided,
+        clip_param: float = NotProvided,
+        entropy_coeff: Any = NotProvided,
+        use_kl_loss: bool = NotProvided,
+        kl_coeff: float = NotProvided,
+        kl_target: float = NotProvided,
+        **kwargs: Any,
+    ) -> Self:
+        """Sets the training related configuration.
+
+        Args:
+            group_size: Whole episodes per update, over all env runners. Larger groups make better
+                baselines and smoother updates, at more env steps each; 8 to 128 are usual. With 1
+                and time bins there is nothing to compare with, and so no signal. Default 32: with
+                it and the other defaults both CartPole and LunarLander are learned.
+            binning: Which steps share a baseline (equation 6): "time" (default, as in all headline
+                experiments of the paper), "universal", "state"; an object such as
+                `rllib_gpg.advantages.SpatialTimeBinning(epsilon=0.2)`; or a function
+                `f(observations, timesteps) -> integer keys`, called once per trajectory.
+            leave_one_out: Whether a trajectory's own return is left out of its baselines
+                (Proposition 1: unbiased). Default False, as in the paper.
+            normalize_advantages: Whether to normalise advantages by their mean and standard
+                deviation over the steps of the group, as PPO does. Makes `lr` independent of the
+                scale of rewards. Default True.
+            num_minibatches: Minibatches per epoch, default 4. A group's number of steps changes
+                from one iteration to the next, so that this and not `minibatch_size` keeps the
+                number of gradient steps constant. Set one of them.
+            clip_param: How far the ratio may move from 1 before a step stops counting (equation
+                2). Smaller is safer and slower; 0.1 to 0.3 are usual. Default 0.2.
+            entropy_coeff: The weight of the entropy bonus, a float or a schedule
+                `[[env steps, value], ..]`. It helps where a policy settles too early, and harms
+                where it should settle: with 0.01 LunarLander isn't solved. Default 0.
+            use_kl_loss: Whether to add `kl_coeff * KL(old, new)` to the loss. Default False: the
+                clip does the same job.
+            kl_coeff: The first KL coefficient. It is adapted after each update, times 1.5 when the
+                KL is above twice `kl_target`, halved when it is below half of it. Default 0.2.
+            kl_target: The KL divergence per update to steer to. Default 0.01.
+            **kwargs: The settings of `AlgorithmConfig.training`. Defaults that differ: `lr` 1e-3
+                (there is no critic to wait for), `num_epochs` 4 (with 4 minibatches, as in the
+                paper's source), `grad_clip` 0.5 by global norm (returns without a critic's
+                smoothing give heavy-tailed gradients), `shuffle_batch_per_epoch` True.
+                The critic's settings of PPO are refused when the config is validated.
+
+        Returns:
+            This updated AlgorithmConfig object.
+        """
+        for name in CRITIC_SETTINGS & kwargs.keys():
+            setattr(self, name, kwargs.pop(name))
+        super().training(**kwargs)
+        return self._set(
+            group_size=group_size,
+            binning=binning,
+            leave_one_out=leave_one_out,
+            normalize_advantages=normalize_advantages,
+            num_minibatches=num_minibatches,
+            clip_param=clip_param,
+            entropy_coeff=entropy_coeff,
+            use_kl_loss=use_kl_loss,
+            kl_coeff=kl_coeff,
+            kl_target=kl_target,
+        )
+
+    @override(AlgorithmConfig)
+    def env_runners(
+        self,
+        *,
+        max_episode_steps: int | None = NotProvided,
+        episodes_per_share: int | None = NotProvided,
+        **kwargs: Any,
+    ) -> Self:
+        """Sets the rollout worker configuration.
+
+        Args:
+            max_episode_steps: Cuts episodes after so many steps (truncated), for an env without a
+                time limit of its own. Returns stop at the cut. Default None: the env's own limit.
+                Native vector envs can't be cut; give them a limit of their own.
+            episodes_per_share: The group is sampled in shares of so many episodes, handed to
+                whichever env runner is free. Small shares balance the load; shares smaller than
+                `num_envs_per_env_runner` leave envs idle. With it set, a seeded run gives the same
+                episodes on any number of env runners. Default None: as many as an env runner has
+                envs, or fewer if that is needed to give every env runner work.
+            **kwargs: The settings of `AlgorithmConfig.env_runners`. The default that differs:
+                `sample_timeout_s` 600. An env runner that takes longer for one share is killed and
+                its share sent to another; None: never.
+
+        Returns:
+            This updated AlgorithmConfig object.
+        """
+        super().env_runners(**kwargs)
+        return self._set(max_episode_steps=max_episode_steps, episodes_per_share=episodes_per_share)
+
+    @override(AlgorithmConfig)
+    def fault_tolerance(self, *, max_share_failures: int = NotProvided, **kwargs: Any) -> Self:
+        """Sets the fault tolerance configuration.
+
+        Args:
+            max_share_failures: How often one share of a group may fail - its env runner lost, its
+                env raising, or longer than `env_runners(sample_timeout_s=..)` - before the run
+                ends with an error, after a checkpoint. Each time it is sampled again with the same
+                seeds. Default 5.
+            **kwargs: The settings of `AlgorithmConfig.fault_tolerance`. The default that differs:
+                `env_runner_health_probe_timeout_s` 1.
+
+        Returns:
+            This updated AlgorithmConfig object.
+        """
+        super().fault_tolerance(**kwargs)
+        return self._set(max_share_failures=max_share_failures)
+
+    def _set(self, **settings: Any) -> Self:
+        for name, value in settings.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    @override(AlgorithmConfig)
+    def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
+        """Modifies this config via the provided dict.
+
+        Raises:
+            ValueError: If a key is no setting (RLlib would set it and ignore it); with the nearest
+                known name.
+        """
+        check_known(self, list(config_dict))
+        return super().update_from_dict(config_dict)
+
+    @override(AlgorithmConfig)
+    def validate(self) -> None:
+        """Validates all values in this config.
+
+        Raises:
+            ValueError: Names the setting that GPG can't run with, and the mend.
+        """
+        check_stack(self)
+        super().validate()
+        check_config(self)
+
+    @override(AlgorithmConfig)
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """Returns the spec of the critic-free default module."""
+        return RLModuleSpec(module_class=DefaultGPGTorchRLModule)
+
+    @property
+    @override(AlgorithmConfig)
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        # A nearly uniform first policy: returns without a critic are noisy, and whatever the first
+        # policy happens to prefer is hard to unlearn.
+        return super()._model_config_auto_includes | {
+            "fcnet_kernel_initializer": "orthogonal_",
+            "fcnet_kernel_initializer_kwargs": {"gain": 2**0.5},
+            "fcnet_bias_initializer": "zeros_",
+            "head_fcnet_kernel_initializer": "orthogonal_",
+            "head_fcnet_kernel_initializer_kwargs": {"gain": 0.01},
+            "head_fcnet_bias_initializer": "zeros_",
+        }
+
+    @override(AlgorithmConfig)
+    def get_default_learner_class(self) -> type[Learner]:
+        """Returns `GPGTorchLearner`."""
+        return GPGTorchLearner
+
+    @override(AlgorithmConfig)
+    def build_learner_connector(self, *args: Any, **kwargs: Any) -> ConnectorV2:
+        """Builds RLlib's learner pipeline, with `GroupAdvantageEstimation` behind custom pieces."""
+        pipeline = super().build_learner_connector(*args, **kwargs)
+        if self.add_default_connectors_to_learner_pipeline:
+            pipeline.insert_after(
+                AddObservationsFromEpisodesToBatch,
+                GroupAdvantageEstimation(
+                    **{name: getattr(self, name) for name in _ESTIMATOR_SETTINGS},
+                    module_overrides={
+                        module_id: {k: v for k, v in given.items() if k in _ESTIMATOR_SETTINGS}
+                        for module_id, given in self.algorithm_config_overrides_per_module.items()
+                    },
+                ),
+            )
+            pipeline.insert_after(AddObservationsFromEpisodesToBatch, AddEpisodeEnds())
+        return pipeline
