@@ -51,12 +51,12 @@ def test_the_stock_env_runner_prefers_short_episodes() -> None:
     stock = SingleAgentEnvRunner(config=config.debugging(seed=None), worker_index=0)
     ours = GroupEnvRunner(config=config.debugging(seed=1), worker_index=0)
     lengths = {
-        runner: [len(e) for _ in range(24) for e in runner.sample(num_episodes=8)]
+        runner: [len(e) for _ in range(48) for e in runner.sample(num_episodes=4)]
         for runner in (stock, ours)
     }
     num_long, num_episodes = share_of_long(lengths[stock])
-    # About 0.16 of 192, give or take 0.03: it can't be seeded without repeating itself.
-    assert num_long / num_episodes < 0.35
+    # The first 4 to finish on 8 envs are short unless 5 or more of the 8 begin long and go on so.
+    assert num_long / num_episodes < 0.2
     assert not is_one_half(num_long, num_episodes)
     assert is_one_half(*share_of_long(lengths[ours]))
 
