@@ -1,0 +1,330 @@
+"""How sampling grows with the number of env runners, and what the driver has to do for it.
+
+The envs wait instead of computing, as if the simulator were elsewhere, so that many env runners
+fit on a small machine. Run with 2 cores and 12 GB of memory::
+
+    python benchmarks/scaling.py                 # all three tables
+    python benchmarks/scaling.py --only weak     # one of them
+
+Nothing is learned; all tables are about `rllib_gpg.sampling.group.gather`:
+
+- weak: one env per runner, 10 ms a step, 100 steps an episode, and as many episodes per runner
+  whatever the number of runners. Efficiency is the time of one runner over the time of n. Driver
+  CPU is the time of all threads of the driver's process, per episode and so, as shares have one
+  episode here, per result. A part of it goes with time and not with results, because the driver
+  looks for results again and again: the line below the table tells the two apart.
+- shares: `episodes_per_share` with 16 envs per runner. One native vector env per runner, of which
+  a step takes 10 ms however many of its envs still run; episodes of 20 to 180 steps. Small shares
+  leave envs idle, large ones leave runners idle.
+- slow: four runners with one env each, one of them 4 times slower than the others, all episodes of
+  the same length; the group's time over the ideal time, which is total work / total speed (of
+  steps with all that is around the wait, as measured on the slow runner). A share of one episode,
+  the default here, against a static split (N/4 episodes per share).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.tune import register_env
+
+from rllib_gpg import GPG, GPGConfig
+from rllib_gpg.sampling.group import cut_into_shares, gather
+from rllib_gpg.sampling.share import Weights
+
+SEED = 0
+OBSERVATION_SPACE = gym.spaces.Box(-1.0, 1.0, (8,), np.float32)  # as LunarLander
+ACTION_SPACE = gym.spaces.Discrete(4)
+EPISODE_STEPS = 100
+STEP_S = 0.01
+
+
+class WaitingEnv(gym.Env):
+    """Waits at each step; `EPISODE_STEPS` steps an episode."""
+
+    observation_space = OBSERVATION_SPACE
+    action_space = ACTION_SPACE
+
+    def __init__(self, config: Mapping[str, Any]):
+        """Takes `step_s`, the seconds that a step takes, and `slow_down`, a factor for runner 1."""
+        is_slow = getattr(config, "worker_index", 0) == 1
+        self._step_s = config["step_s"] * (config.get("slow_down", 1) if is_slow else 1)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        """Begins an episode at once."""
+        super().reset(seed=seed)
+        self._num_steps = 0
+        return np.zeros(OBSERVATION_SPACE.shape, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        """Waits."""
+        time.sleep(self._step_s)
+        self._num_steps += 1
+        observation = np.zeros(OBSERVATION_SPACE.shape, np.float32)
+        return observation, 1.0, self._num_steps >= EPISODE_STEPS, False, {}
+
+
+class WaitingVectorEnv(VectorEnv):
+    """Waits once per step of all its envs; episodes of 20 to 180 steps."""
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(self, num_envs: int):
+        """Makes the spaces."""
+        self.num_envs = num_envs
+        self.single_observation_space = OBSERVATION_SPACE
+        self.single_action_space = ACTION_SPACE
+        self.observation_space = batch_space(OBSERVATION_SPACE, num_envs)
+        self.action_space = batch_space(ACTION_SPACE, num_envs)
+        self._left = np.zeros(num_envs, np.int64)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        """Draws the lengths of all episodes."""
+        super().reset(seed=seed)
+        self._left = self._lengths()
+        return self._observations(), {}
+
+    def step(self, actions: Any) -> Any:
+        """Waits; an env whose episode is over begins the next instead of stepping."""
+        time.sleep(STEP_S)
+        was_over = self._left == 0
+        self._left = np.where(was_over, self._lengths(), self._left - 1)
+        rewards, none = np.where(was_over, 0.0, 1.0), np.zeros(self.num_envs, np.bool_)
+        return self._observations(), rewards, self._left == 0, none, {}
+
+    def _lengths(self) -> np.ndarray:
+        spread = 80
+        low, high = EPISODE_STEPS - spread, EPISODE_STEPS + spread
+        return self.np_random.integers(low, high, self.num_envs, endpoint=True)
+
+    def _observations(self) -> np.ndarray:
+        return np.zeros(self.observation_space.shape, np.float32)
+
+
+register_env("waiting-vector", lambda context: WaitingVectorEnv(context["num_envs"]))
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """One group gathered: wall and driver's CPU seconds, and what came."""
+
+    seconds: float
+    cpu_seconds: float
+    num_episodes: int
+    num_steps: int
+    num_results: int
+
+
+class Sampler:
+    """GPG's env runners, without GPG's updates."""
+
+    def __init__(self, config: GPGConfig):
+        """Starts the env runners and hands the weights out."""
+        self._algo: GPG = config.build_algo()
+        state = self._algo.learner_group.get_state(
+            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+        )[COMPONENT_LEARNER]
+        self._weights = Weights(1, ray.put(state))
+        self._num_groups = 0
+
+    @property
+    def num_env_runners(self) -> int:
+        """The number of env runners now."""
+        return self._algo.env_runner_group.num_remote_env_runners()
+
+    def add_env_runners(self, num: int) -> None:
+        """Starts more env runners, and waits for them."""
+        self._algo.env_runner_group.add_workers(num, validate=True)
+
+    def gather(self, group_size: int, episodes_per_share: int | None = None) -> Gathering:
+        """Gathers a group with all env runners there are."""
+        config = self._algo.config.copy(copy_frozen=False)
+        config.training(group_size=group_size)
+        config.env_runners(
+            num_env_runners=self.num_env_runners, episodes_per_share=episodes_per_share
+        )
+        shares = cut_into_shares(config, SEED, self._num_groups)
+        self._num_groups += 1
+        start, cpu_start = time.perf_counter(), time.process_time()
+        group = gather(
+            self._algo.env_runner_group,
+            shares,
+            self._weights,
+            config=config,
+            restore=self._algo.env_runner_group.probe_unhealthy_env_runners,
+        )
+        return Gathering(
+            time.perf_counter() - start,
+            time.process_time() - cpu_start,
+            len(group.episodes),
+            sum(map(len, group.episodes)),
+            len(shares),
+        )
+
+    def stop(self) -> None:
+        """Ends the env runners."""
+        self._algo.stop()
+
+
+@contextmanager
+def sampler(config: GPGConfig) -> Iterator[Sampler]:
+    """Runs a sampler, and gathers a first group that nobody times."""
+    started = Sampler(config)
+    try:
+        # One episode per env, so that every env runner has its weights and has been at work.
+        num_envs = started.num_env_runners * config.num_envs_per_env_runner
+        started.gather(num_envs, config.num_envs_per_env_runner)
+        yield started
+    finally:
+        started.stop()
+
+
+def base_config(num_env_runners: int) -> GPGConfig:
+    """Returns what all tables have in common."""
+    return (
+        GPGConfig()
+        .env_runners(num_env_runners=num_env_runners, num_envs_per_env_runner=1)
+        .rl_module(model_config={"fcnet_hiddens": [64, 64]})
+        .debugging(seed=SEED, log_level="ERROR", log_sys_usage=False)
+    )
+
+
+def weak_scaling(numbers: list[int], episodes_per_runner: int, repetitions: int) -> None:
+    """Prints the first table."""
+    print(f"\nWeak scaling: {episodes_per_runner} episodes per env runner, 1 env each")
+    print(
+        f"{'runners':>8}{'episodes':>10}{'seconds':>10}{'efficiency':>12}"
+        f"{'driver CPU ms/result':>22}{'driver CPU busy':>17}"
+    )
+    config = base_config(numbers[0]).environment(WaitingEnv, env_config={"step_s": STEP_S})
+    seen: list[Gathering] = []
+    with sampler(config) as runners:
+        for number in numbers:
+            if number > runners.num_env_runners:
+                runners.add_env_runners(number - runners.num_env_runners)
+                runners.gather(number)
+            own = [runners.gather(number * episodes_per_runner) for _ in range(repetitions)]
+            seen += own
+            seconds = median(g.seconds for g in own)
+            if number == numbers[0]:
+                alone = seconds
+            print(
+                f"{number:>8}{own[0].num_episodes:>10}{seconds:>10.2f}{alone / seconds:>12.3f}"
+                f"{median(g.cpu_seconds / g.num_results for g in own) * 1e3:>22.2f}"
+                f"{median(g.cpu_seconds / g.seconds for g in own):>17.1%}",
+                flush=True,
+            )
+    print_driver_costs(seen)
+
+
+def print_driver_costs(seen: list[Gathering]) -> None:
+    """Tells the driver's CPU time per result from what it needs anyway (least squares)."""
+    columns = np.array([[g.seconds, g.num_results] for g in seen])
+    cpu_seconds = np.array([g.cpu_seconds for g in seen])
+    (per_second, per_result), *_ = np.linalg.lstsq(columns, cpu_seconds, rcond=None)
+    print(
+        f"driver CPU = {per_second * 1e3:.1f} ms per second of waiting"
+        f" + {per_result * 1e3:.2f} ms per result"
+    )
+
+
+def trade_off(sizes: list[int], num_env_runners: int, group_size: int) -> None:
+    """Prints the second table."""
+    num_envs = 16
+    print(
+        f"\nepisodes_per_share: {num_env_runners} env runners with {num_envs} envs each, "
+        f"{group_size} episodes of {EPISODE_STEPS} steps in the mean, 20 to 180"
+    )
+    print(
+        f"{'per share':>10}{'shares':>8}{'seconds':>9}{'/ ideal':>9}"
+        f"{'driver CPU ms/episode':>23}{'ms/result':>11}"
+    )
+    config = base_config(num_env_runners).environment("waiting-vector")
+    config.env_runners(
+        num_envs_per_env_runner=num_envs, gym_env_vectorize_mode="vector_entry_point"
+    )
+    with sampler(config) as runners:
+        for size in sizes:
+            group = runners.gather(group_size, size)
+            # All envs of all runners at work, all the time.
+            ideal = group.num_steps * STEP_S / (num_env_runners * num_envs)
+            seconds = group.seconds
+            print(
+                f"{size:>10}{group.num_results:>8}{seconds:>9.2f}{seconds / ideal:>9.2f}"
+                f"{group.cpu_seconds / group.num_episodes * 1e3:>23.2f}"
+                f"{group.cpu_seconds / group.num_results * 1e3:>11.2f}",
+                flush=True,
+            )
+
+
+def slow_runner(group_size: int, step_s: float) -> None:
+    """Prints the third table."""
+    num_env_runners, slow_down = 4, 4
+    print(
+        f"\nOne of {num_env_runners} env runners {slow_down} times slower: {group_size} episodes "
+        f"of {EPISODE_STEPS} steps of {step_s * 1e3:.0f} ms"
+    )
+    config = base_config(num_env_runners).environment(
+        WaitingEnv, env_config={"step_s": step_s, "slow_down": slow_down}
+    )
+    static = group_size // num_env_runners
+    with sampler(config) as runners:
+        # A single share goes to runner 1, the slow one.
+        slow_s = median(runners.gather(1).seconds for _ in range(3)) / EPISODE_STEPS
+        fast_s = slow_s - (slow_down - 1) * step_s
+        ideal = group_size * EPISODE_STEPS / ((num_env_runners - 1) / fast_s + 1 / slow_s)
+        print(f"measured: {slow_s * 1e3:.2f} ms and {fast_s * 1e3:.2f} ms; ideal {ideal:.2f} s")
+        print(f"{'':<16}{'per share':>10}{'seconds':>9}{'/ ideal':>9}{'to reach':>10}")
+        for name, size, limit in (("default", None, "1.2"), ("static split", static, "-")):
+            seconds = runners.gather(group_size, size).seconds
+            print(
+                f"{name:<16}{size or 1:>10}{seconds:>9.2f}{seconds / ideal:>9.2f}{limit:>10}",
+                flush=True,
+            )
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=("weak", "shares", "slow"))
+    parser.add_argument("--env-runners", type=int, nargs="+", default=[1, 2, 4, 8, 16, 24])
+    parser.add_argument("--episodes-per-runner", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=2, help="of the first table")
+    parser.add_argument("--shares", type=int, nargs="+", default=[4, 8, 16, 32, 64])
+    parser.add_argument("--shares-group-size", type=int, default=256)
+    parser.add_argument("--slow-group-size", type=int, default=64)
+    parser.add_argument("--slow-step-ms", type=float, default=5.0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prints the tables."""
+    args = parse_args()
+    # More CPUs than there are: the env runners only wait.
+    ray.init(
+        "local", num_cpus=32, include_dashboard=False, log_to_driver=False, logging_level="error"
+    )
+    if args.only in (None, "weak"):
+        weak_scaling(sorted(args.env_runners), args.episodes_per_runner, args.repetitions)
+    if args.only in (None, "shares"):
+        trade_off(args.shares, 4, args.shares_group_size)
+    if args.only in (None, "slow"):
+        slow_runner(args.slow_group_size, args.slow_step_ms / 1e3)
+
+
+if __name__ == "__main__":
+    main()
