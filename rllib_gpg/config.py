@@ -126,7 +126,7 @@ class GPGConfig(AlgorithmConfig):
                 2). Smaller is safer and slower; 0.1 to 0.3 are usual. Default 0.2.
             entropy_coeff: The weight of the entropy bonus, a float or a schedule
                 `[[env steps, value], ..]`. It helps where a policy settles too early, and harms
-                where it should settle: with 0.01 LunarLander isn't solved. Default 0.
+                where it should settle: with 0.01 LunarLander wasn't solved (one seed). Default 0.
             use_kl_loss: Whether to add `kl_coeff * KL(old, new)` to the loss. Default False: the
                 clip does the same job.
             kl_coeff: The first KL coefficient. It is adapted after each update, times 1.5 when the

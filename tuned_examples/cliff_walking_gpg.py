@@ -1,14 +1,14 @@
 """GPG on CliffWalking-v1: discrete observations, and an env without a time limit.
 
 What it shows: `FlattenObservations` makes the state one-hot; `max_episode_steps` cuts episodes that
-would never end. Returns stop at the cut, so the limit and `gamma` shape what is learned: with gamma
-0.99, or a limit of 200 to 500 steps, it pays to stand still, and the goal is never found.
+would never end. Returns stop at the cut, so the limit and `gamma` shape what is learned: with a
+smaller gamma or a short limit it can pay to stand still.
 
 How to run it::
 
     python tuned_examples/cliff_walking_gpg.py
 
-`binning="state"` works as well: every state is a bin of its own.
+With `binning="state"`, every state a bin of its own, -13 was reached after 59 iterations (seed 0).
 
 What to expect: a mean return of -13, the optimum, in every episode of a group after 66, 59 and 53
 iterations (seeds 0, 1, 2; 0.45 to 0.71 million env steps, most of them in the first 30 iterations,

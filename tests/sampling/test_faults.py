@@ -147,7 +147,7 @@ def test_an_env_that_raises_now_and_then_biases_nothing(num_env_runners: int) ->
 def test_an_env_that_hangs_is_killed_and_its_share_sent_again(tmp_path: Path) -> None:
     def config(path: Path) -> GPGConfig:
         config = small_config(HangsOnce, group_size=8).environment(env_config={"path": str(path)})
-        return config.env_runners(num_env_runners=2, sample_timeout_s=5.0, episodes_per_share=2)
+        return config.env_runners(num_env_runners=2, sample_timeout_s=20.0, episodes_per_share=2)
 
     already_hung = tmp_path / "already_hung"
     already_hung.touch()
@@ -156,8 +156,7 @@ def test_an_env_that_hangs_is_killed_and_its_share_sent_again(tmp_path: Path) ->
     with built(config(tmp_path / "hangs")) as algo:
         group = sample_group(algo)
         assert fingerprint(group) == undisturbed
-        # The hanging share, and on a busy machine perhaps one that was slow to begin.
-        assert num_redispatched(algo) in (2, 4)
+        assert num_redispatched(algo) == 2
 
 
 @pytest.mark.parametrize("num_env_runners", [0, 1])
