@@ -15,6 +15,21 @@ from rllib_gpg import GPG, GPGConfig
 
 SMALL_NET = {"fcnet_hiddens": [8]}
 
+# What the README promises in the results of a module, from the first iteration.
+GROUP_METRICS = {
+    "group_num_episodes",
+    "group_num_env_steps",
+    "group_num_bins",
+    "group_singleton_fraction",
+    "baseline_explained_variance",
+    "group_return_mean",
+    "group_return_std",
+    "clip_fraction",
+    "policy_loss",
+    "entropy",
+    "mean_kl_loss",
+}
+
 
 def small_config(env: Any, **training: Any) -> GPGConfig:
     """A config with a small network and 4 envs in one process.

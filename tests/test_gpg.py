@@ -12,23 +12,16 @@ from ray import tune
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.advantages import SpatialTimeBinning
 from tests.envs import Identity, ShortOrLong
-from tests.helpers import built, fingerprint, module_results, sample_group, small_config
+from tests.helpers import (
+    GROUP_METRICS,
+    built,
+    fingerprint,
+    module_results,
+    sample_group,
+    small_config,
+)
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-
-GROUP_METRICS = {
-    "group_num_episodes",
-    "group_num_env_steps",
-    "group_num_bins",
-    "group_singleton_fraction",
-    "baseline_explained_variance",
-    "group_return_mean",
-    "group_return_std",
-    "clip_fraction",
-    "policy_loss",
-    "entropy",
-    "mean_kl_loss",
-}
 
 
 @pytest.mark.parametrize("num_env_runners", [0, 2])
