@@ -138,11 +138,11 @@ class EnvPoolVectorEnv(VectorEnv):
 
     def step_some(
         self, env_indices: Sequence[int], actions: Any
-    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]] | None]:
         """Steps the envs `env_indices` only; see `rllib_gpg.sampling.vector_env.StepsSome`."""
         *columns, infos = self._step(np.asarray(env_indices), actions)
         if not infos:
-            return *columns, [{} for _ in env_indices]
+            return *columns, None
         # Numbers of Python's own are faster to make and to pickle than NumPy's.
         values = (column.tolist() if column.ndim == 1 else column for column in infos.values())
         rows = zip(*values, strict=True)

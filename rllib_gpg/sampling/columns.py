@@ -33,12 +33,8 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
-from ray.rllib.utils.spaces.space_utils import (
-    clip_action,
-    get_base_struct_from_space,
-    unsquash_action,
-)
 
+from rllib_gpg.sampling.actions import draw_for, fit_for
 from rllib_gpg.sampling.nested import map_leaves
 from rllib_gpg.sampling.vector_env import Resets, Steps
 
@@ -117,74 +113,74 @@ class ColumnarRollout:
         """
         self._runner = runner
         self._explore = explore
+        config, self._space = runner.config, runner.env.single_action_space
+        self._fit = fit_for(
+            self._space, normalize=config.normalize_actions, clip=config.clip_actions
+        )
+        self._draw = draw_for(runner.module.get_exploration_action_dist_cls()) if explore else None
         self._get_actions = GetActions()
-        self._action_struct = get_base_struct_from_space(runner.env.single_action_space)
         self._num_one_hot = runner.env.single_observation_space.n if _is_one_hot(runner) else None
         self._columns = _Columns(runner.num_envs)
         # Per env, the infos of its running episode that aren't empty, by vector step.
         self._infos_E: list[dict[int, dict[str, Any]]] = [{} for _ in range(runner.num_envs)]
         self._first_E = [0] * runner.num_envs
-        # The vector step whose actions come next, and the observations they follow from.
+        # The vector step whose actions come next.
         self._t = -1
-        self._obs_R: np.ndarray = np.empty(0)
         self._outputs_R: dict[str, Any] = {}
 
+    @torch.inference_mode()
     def act(self, stepping: np.ndarray) -> Any:
         """Returns the actions of the stepping envs as one batch, unsquashed and clipped."""
-        runner = self._runner
         # As RLlib's `NumpyToTensor`: floats in 32 bits.
-        obs_R = torch.from_numpy(self._obs_R)
-        obs_R = obs_R.to(runner.device, torch.float32 if obs_R.is_floating_point() else None)
-        to_module = {Columns.OBS: obs_R}
+        obs_R = torch.from_numpy(self._columns.rows(Columns.OBS, self._t, stepping))
+        obs_R = obs_R.to(
+            self._runner.device, torch.float32 if obs_R.is_floating_point() else None
+        )
+        outputs = self._with_actions(self._forward({Columns.OBS: obs_R}), stepping)
+        self._outputs_R = {name: map_leaves(_to_numpy, rows) for name, rows in outputs.items()}
+        # Episodes keep what the module sampled, the env gets what its action space asks for.
+        for_env = self._outputs_R.pop(Columns.ACTIONS_FOR_ENV, self._outputs_R[Columns.ACTIONS])
+        return self._fit(for_env)
+
+    def _forward(self, to_module: dict[str, Any]) -> dict[str, Any]:
+        runner = self._runner
         if self._explore:
-            outputs = runner.module.forward_exploration(
+            return runner.module.forward_exploration(
                 to_module, t=runner.num_env_steps_sampled_lifetime
             )
-        else:
-            outputs = runner.module.forward_inference(to_module)
-        outputs = self._get_actions(
-            rl_module=runner.module,
+        return runner.module.forward_inference(to_module)
+
+    def _with_actions(self, outputs: dict[str, Any], stepping: np.ndarray) -> dict[str, Any]:
+        """Adds actions and their log-probabilities, unless the module has done so."""
+        if self._draw is not None and outputs.keys() == {Columns.ACTION_DIST_INPUTS}:
+            actions, logp = self._draw(outputs[Columns.ACTION_DIST_INPUTS])
+            return {**outputs, Columns.ACTIONS: actions, Columns.ACTION_LOGP: logp}
+        return self._get_actions(
+            rl_module=self._runner.module,
             batch=outputs,
-            episodes=runner.ongoing_episodes[stepping[0] : stepping[0] + 1],
+            episodes=self._runner.ongoing_episodes[stepping[0] : stepping[0] + 1],
             explore=self._explore,
         )
-        self._outputs_R = {name: map_leaves(_to_numpy, rows) for name, rows in outputs.items()}
-        actions = self._outputs_R[Columns.ACTIONS]
-        # Episodes keep what the module sampled, the env gets what its action space asks for.
-        for_env = self._outputs_R.pop(Columns.ACTIONS_FOR_ENV, actions)
-        if runner.config.normalize_actions:
-            return map_leaves(unsquash_action, for_env, self._action_struct)
-        if runner.config.clip_actions:
-            return map_leaves(clip_action, for_env, self._action_struct)
-        return for_env
 
     def record(
         self, stepping: np.ndarray, steps: Steps | None, starting: list[int], resets: Resets
     ) -> None:
         """Writes down what the env returned; see `PipelineRollout.record`."""
-        obs = self._obs_R[:0]
+        columns, now, then = self._columns, self._t, self._t + 1
         if steps is not None and len(stepping) > 0:
-            obs = self._flatten(steps.observations)
-            outputs = {**self._outputs_R, Columns.REWARDS: steps.rewards}
-            self._columns.write(self._t, stepping, outputs)
-            self._columns.write(self._t + 1, stepping, {Columns.OBS: obs})
+            columns.write(now, stepping, {**self._outputs_R, Columns.REWARDS: steps.rewards})
+            columns.write(then, stepping, {Columns.OBS: self._flatten(steps.observations)})
             if steps.infos is not None:
                 for index, info in zip(stepping.tolist(), steps.infos, strict=True):
-                    self._infos_E[index][self._t + 1] = info
-            done = steps.terminateds | steps.truncateds
-            if done.any():
-                for row in np.flatnonzero(done):
-                    ends = bool(steps.terminateds[row]), bool(steps.truncateds[row])
-                    self._cut(int(stepping[row]), *ends)
-                obs = obs[~done]
+                    self._infos_E[index][then] = info
+            for row in (steps.terminateds | steps.truncateds).nonzero()[0].tolist():
+                ends = bool(steps.terminateds[row]), bool(steps.truncateds[row])
+                self._cut(int(stepping[row]), *ends)
         if starting:
-            reset_obs = self._flatten(resets.observations)
-            self._columns.write(self._t + 1, starting, {Columns.OBS: reset_obs})
+            columns.write(then, starting, {Columns.OBS: self._flatten(resets.observations)})
             for index, info in zip(starting, resets.infos or [{}] * len(starting), strict=True):
                 self._start(index, info)
-            obs = np.concatenate([obs, reset_obs]) if len(obs) > 0 else reset_obs
-        self._obs_R = obs
-        self._t += 1
+        self._t = then
 
     def last_observation(self, index: int) -> tuple[int, np.ndarray]:
         """Returns the step that an env's episode has come to, and what it observes there."""
@@ -258,18 +254,27 @@ class _Columns:
             self._arrays = {
                 name: map_leaves(self._grown, array) for name, array in self._arrays.items()
             }
+        index = self._index(t, envs)
 
         def write(array: np.ndarray, row: np.ndarray) -> None:
-            array[t, envs] = row
+            array[index] = row
 
         for name, row in rows.items():
             if name not in self._arrays:
                 self._arrays[name] = map_leaves(self._empty, row)
             map_leaves(write, self._arrays[name], row)
 
+    def rows(self, name: str, t: int, envs: np.ndarray) -> np.ndarray:
+        """Returns the rows of some envs at one step, not to be written to."""
+        return self._arrays[name][self._index(t, envs)]
+
     def read(self, name: str, env: int, first: int, end: int) -> Any:
         """Copies the steps `first` to `end` (not included) of one env."""
         return map_leaves(lambda array: array[first:end, env].copy(), self._arrays[name])
+
+    def _index(self, t: int, envs: Sequence[int] | np.ndarray) -> Any:
+        # Envs come in order, so all of them are the whole row, which is faster to address.
+        return t if len(envs) == self._num_envs else (t, envs)
 
     def _empty(self, row: np.ndarray) -> np.ndarray:
         return np.empty((self._length, self._num_envs, *row.shape[1:]), row.dtype)

@@ -238,7 +238,9 @@ class GroupEnvRunner(SingleAgentEnvRunner):
                 self._call_back("on_episode_end", ended)
                 for index in ended:
                     rollout.finish(index)
-                stepping = np.concatenate([stepping[~done], np.array(list(starting), np.int64)])
+                # In order, whoever began when: all envs together are then one block of memory.
+                begun = np.array(list(starting), np.int64)
+                stepping = np.sort(np.concatenate([stepping[~done], begun]))
                 starting = start(ended)
             watch.step(any_ended=any_ended)
         if step_times:

@@ -69,7 +69,7 @@ class PipelineRollout:
         """Adds what the env returned to the episodes, and keeps the module's next input.
 
         Args:
-            stepping: [R] the envs that `act` computed actions for, in that order.
+            stepping: [R] the envs that `act` computed actions for, in rising order.
             steps: What came of these actions, row by row; None if nothing has stepped yet.
             starting: The envs in which an episode begins now.
             resets: Their first observations, row by row.
@@ -84,8 +84,9 @@ class PipelineRollout:
 
         # Connectors may write into the episode: final observations must pass them as well.
         self._env_to_module([episode for episode in stepped if episode.is_done])
+        running = self._episodes(sorted([*stepping, *starting]))
         self._to_module = self._env_to_module(
-            [episode for episode in (*stepped, *started) if not episode.is_done]
+            [episode for episode in running if not episode.is_done]
         )
 
     def last_observation(self, index: int) -> tuple[int, Any]:

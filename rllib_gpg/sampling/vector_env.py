@@ -2,8 +2,9 @@
 
 The classes below offer the same two methods. `reset` begins the first episode of each given env,
 `step` moves the envs named in `stepping` by one action each and begins a new episode in those
-named in `starting`. Arrays that come back have one row per named env, in the order given. Actions
-are a list with one action per stepping env, or the same as one batch.
+named in `starting`. Envs are named in rising order. Arrays that come back have one row per named
+env and are valid until the next step. Actions are a list with one action per stepping env, or the
+same as one batch.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ class Steps:
     terminateds: np.ndarray
     truncateds: np.ndarray
     infos: list[dict[str, Any]] | None
+
+
+_NO_RESETS = Resets(None, None)
 
 
 class SubEnvs:
@@ -129,8 +133,11 @@ class WholeVectorEnv:
 
     def step(self, stepping: np.ndarray, actions: Any, starting: Seeded) -> tuple[Steps, Resets]:
         """Steps the envs; those in `starting` were done before, and so begin anew."""
-        if len(stepping) > 0:
-            self._fill_in(stepping, batch(actions) if isinstance(actions, list) else actions)
+        if isinstance(actions, list) and actions:
+            actions = batch(actions)
+        if len(stepping) == self._env.num_envs:
+            return Steps(*self._step_all(actions)), _NO_RESETS
+        self._fill_in(stepping, actions)
         result, going_on, begun = self._advance(stepping, list(starting))
         observations, rewards, terminateds, truncateds, infos = result
         steps = Steps(
@@ -146,13 +153,16 @@ class WholeVectorEnv:
         def fill_in(rows: np.ndarray, given: Any) -> None:
             rows[env_indices] = given
 
-        map_leaves(fill_in, self._actions, actions)
+        if len(env_indices) > 0:
+            map_leaves(fill_in, self._actions, actions)
 
     def _advance(self, going_on: np.ndarray, begun: list[int]) -> tuple[Any, Any, Any]:
         """Steps at least the given envs; also returns in which rows of the result these are."""
-        observations, rewards, terminateds, truncateds, infos = self._env.env.step(self._actions)
-        result = observations, rewards, terminateds, truncateds, self._listed(infos)
-        return result, going_on, begun
+        return self._step_all(self._actions), going_on, begun
+
+    def _step_all(self, actions: Any) -> tuple[Any, ...]:
+        observations, rewards, terminateds, truncateds, infos = self._env.env.step(actions)
+        return observations, rewards, terminateds, truncateds, self._listed(infos)
 
     def _listed(self, infos: dict[str, Any]) -> list[dict[str, Any]] | None:
         # What `DictInfoToList` does at each step, and for most envs in vain.
@@ -180,7 +190,7 @@ class StepsSome(Protocol):
 
         Returns:
             What `VectorEnv.step` returns, with one row per given env in that order; infos as a
-            list of dicts.
+            list of dicts, or None if all are empty.
         """
         ...
 
@@ -196,6 +206,9 @@ class PartialVectorEnv(WholeVectorEnv):
         result = self._env.env.step_some(moving, _take(self._actions, moving))
         rows = np.arange(len(moving))
         return result, rows[: len(going_on)], rows[len(going_on) :].tolist()
+
+    def _step_all(self, actions: Any) -> tuple[Any, ...]:
+        return self._env.env.step_some(np.arange(self._env.num_envs), actions)
 
 
 def _take(arrays: Any, rows: Sequence[int] | np.ndarray) -> Any:
