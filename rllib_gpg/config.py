@@ -175,7 +175,8 @@ class GPGConfig(AlgorithmConfig):
                 whichever env runner is free. Small shares balance the load; shares smaller than
                 `num_envs_per_env_runner` leave envs idle. With it set, a seeded run gives the same
                 episodes on any number of env runners. Default None: as many as an env runner has
-                envs, or fewer if that is needed to give every env runner work.
+                envs, or fewer if that is needed to give every env runner work; with a single env
+                runner, the whole group.
             **kwargs: The settings of `AlgorithmConfig.env_runners`. The default that differs:
                 `sample_timeout_s` 600. An env runner that takes longer for one share is killed and
                 its share sent to another; None: never.

@@ -1,9 +1,4 @@
-"""Draws actions and fits them to the env in a few array operations, as RLlib does in many.
-
-For small networks RLlib's distribution objects take longer than the forward pass. The two
-distributions that nearly all policies have are drawn here without them, to the same numbers from
-the same random state; any other goes through RLlib's own classes.
-"""
+"""Draws actions and fits them to the env in a few array operations, as RLlib does in many."""
 
 from __future__ import annotations
 
@@ -14,7 +9,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from ray.rllib.connectors.module_to_env import GetActions
+from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchDiagGaussian
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.utils.annotations import override
 from ray.rllib.utils.spaces.space_utils import (
     clip_action,
     get_base_struct_from_space,
@@ -26,14 +25,39 @@ from rllib_gpg.sampling.nested import map_leaves
 
 _LOG_SQRT_2_PI = math.log(math.sqrt(2 * math.pi))
 
-Draw = Callable[[Tensor], tuple[Any, Tensor]]
-"""Distribution inputs [R, ...] -> actions [R, ...] and their log-probabilities [R]."""
+
+class DrawActions(GetActions):
+    """RLlib's `GetActions`, faster for the two distributions that nearly all policies have.
+
+    For small networks a distribution object takes as long as the forward pass. Any other
+    distribution, deterministic actions, and modules that give actions by themselves are RLlib's.
+    """
+
+    @override(GetActions)
+    def __call__(
+        self,
+        *,
+        rl_module: RLModule,
+        batch: dict[str, Any],
+        explore: bool | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Adds actions [R, ...] and their log-probabilities [R] to the module's outputs."""
+        if explore and batch.keys() == {Columns.ACTION_DIST_INPUTS}:
+            draw = _DRAWS.get(rl_module.get_exploration_action_dist_cls())
+            if draw is not None:
+                actions, logp = draw(batch[Columns.ACTION_DIST_INPUTS])
+                batch[Columns.ACTIONS], batch[Columns.ACTION_LOGP] = actions, logp
+                return batch
+        return super().__call__(rl_module=rl_module, batch=batch, explore=explore, **kwargs)
 
 
 def _draw_categorical(logits: Tensor) -> tuple[Tensor, Tensor]:
-    # log p_i = z_i - log sum_j exp(z_j)
-    log_p = logits - logits.logsumexp(-1, keepdim=True)
-    actions = torch.multinomial(log_p.softmax(-1), 1, replacement=True)
+    log_p = logits.log_softmax(-1)
+    probabilities = log_p.exp()
+    # Rows of several axes (time) are drawn as one long list of rows.
+    actions = torch.multinomial(probabilities.flatten(0, -2), 1, replacement=True)
+    actions = actions.view(*logits.shape[:-1], 1)
     return actions.squeeze(-1), log_p.gather(-1, actions).squeeze(-1)
 
 
@@ -41,20 +65,16 @@ def _draw_gaussian(inputs: Tensor) -> tuple[Tensor, Tensor]:
     mean, log_std = inputs.chunk(2, dim=-1)
     std = log_std.exp()
     actions = torch.normal(mean, std)
-    # log p = -(a - mean)^2 / (2 std^2) - log std - log sqrt(2 pi), summed over dimensions
-    log_p = -((actions - mean) ** 2) / (2 * std**2) - std.log() - _LOG_SQRT_2_PI
+    # log p = -((a - mean) / std)^2 / 2 - log std - log sqrt(2 pi), summed over dimensions
+    z = (actions - mean) / std
+    log_p = z.square().mul(-0.5) - log_std - _LOG_SQRT_2_PI
     return actions, log_p.sum(-1)
 
 
-_DRAWS: dict[type, Draw] = {
+_DRAWS: dict[Any, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     TorchCategorical: _draw_categorical,
     TorchDiagGaussian: _draw_gaussian,
 }
-
-
-def draw_for(distribution_class: Any) -> Draw | None:
-    """Returns how to draw from a distribution class of RLlib's without its objects, if known."""
-    return _DRAWS.get(distribution_class)
 
 
 def fit_for(space: gym.Space, *, normalize: bool, clip: bool) -> Callable[[Any], Any]:

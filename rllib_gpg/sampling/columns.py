@@ -22,7 +22,6 @@ from ray.rllib.connectors.common import (
 )
 from ray.rllib.connectors.common.flatten_observations import FlattenObservations
 from ray.rllib.connectors.module_to_env import (
-    GetActions,
     ListifyDataForVectorEnv,
     NormalizeAndClipActions,
     RemoveSingleTsTimeRankFromBatch,
@@ -34,7 +33,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
-from rllib_gpg.sampling.actions import draw_for, fit_for
+from rllib_gpg.sampling.actions import DrawActions, fit_for
 from rllib_gpg.sampling.nested import map_leaves
 from rllib_gpg.sampling.vector_env import Resets, Steps
 
@@ -49,7 +48,7 @@ _DEFAULT_ENV_TO_MODULE = [
     NumpyToTensor,
 ]
 _DEFAULT_MODULE_TO_ENV = [
-    GetActions,
+    DrawActions,
     TensorToNumpy,
     UnBatchToIndividualItems,
     RemoveSingleTsTimeRankFromBatch,
@@ -113,12 +112,12 @@ class ColumnarRollout:
         """
         self._runner = runner
         self._explore = explore
-        config, self._space = runner.config, runner.env.single_action_space
         self._fit = fit_for(
-            self._space, normalize=config.normalize_actions, clip=config.clip_actions
+            runner.env.single_action_space,
+            normalize=runner.config.normalize_actions,
+            clip=runner.config.clip_actions,
         )
-        self._draw = draw_for(runner.module.get_exploration_action_dist_cls()) if explore else None
-        self._get_actions = GetActions()
+        self._draw_actions = DrawActions()
         self._num_one_hot = runner.env.single_observation_space.n if _is_one_hot(runner) else None
         self._columns = _Columns(runner.num_envs)
         # Per env, the infos of its running episode that aren't empty, by vector step.
@@ -128,39 +127,29 @@ class ColumnarRollout:
         self._t = -1
         self._outputs_R: dict[str, Any] = {}
 
-    @torch.inference_mode()
     def act(self, stepping: np.ndarray) -> Any:
         """Returns the actions of the stepping envs as one batch, unsquashed and clipped."""
-        # As RLlib's `NumpyToTensor`: floats in 32 bits.
-        obs_R = torch.from_numpy(self._columns.rows(Columns.OBS, self._t, stepping))
-        obs_R = obs_R.to(
-            self._runner.device, torch.float32 if obs_R.is_floating_point() else None
-        )
-        outputs = self._with_actions(self._forward({Columns.OBS: obs_R}), stepping)
-        self._outputs_R = {name: map_leaves(_to_numpy, rows) for name, rows in outputs.items()}
+        with torch.inference_mode():
+            outputs = self._draw_actions(
+                rl_module=self._runner.module,
+                batch=self._forward(self._columns.rows(Columns.OBS, self._t, stepping)),
+                episodes=self._runner.ongoing_episodes[stepping[0] : stepping[0] + 1],
+                explore=self._explore,
+            )
+            self._outputs_R = {name: map_leaves(_to_numpy, rows) for name, rows in outputs.items()}
         # Episodes keep what the module sampled, the env gets what its action space asks for.
         for_env = self._outputs_R.pop(Columns.ACTIONS_FOR_ENV, self._outputs_R[Columns.ACTIONS])
         return self._fit(for_env)
 
-    def _forward(self, to_module: dict[str, Any]) -> dict[str, Any]:
-        runner = self._runner
+    def _forward(self, obs_R: np.ndarray) -> dict[str, Any]:
+        runner, rows = self._runner, torch.from_numpy(obs_R)
+        # As RLlib's `NumpyToTensor`: floats in 32 bits.
+        rows = rows.to(runner.device, torch.float32 if rows.is_floating_point() else None)
         if self._explore:
             return runner.module.forward_exploration(
-                to_module, t=runner.num_env_steps_sampled_lifetime
+                {Columns.OBS: rows}, t=runner.num_env_steps_sampled_lifetime
             )
-        return runner.module.forward_inference(to_module)
-
-    def _with_actions(self, outputs: dict[str, Any], stepping: np.ndarray) -> dict[str, Any]:
-        """Adds actions and their log-probabilities, unless the module has done so."""
-        if self._draw is not None and outputs.keys() == {Columns.ACTION_DIST_INPUTS}:
-            actions, logp = self._draw(outputs[Columns.ACTION_DIST_INPUTS])
-            return {**outputs, Columns.ACTIONS: actions, Columns.ACTION_LOGP: logp}
-        return self._get_actions(
-            rl_module=self._runner.module,
-            batch=outputs,
-            episodes=self._runner.ongoing_episodes[stepping[0] : stepping[0] + 1],
-            explore=self._explore,
-        )
+        return runner.module.forward_inference({Columns.OBS: rows})
 
     def record(
         self, stepping: np.ndarray, steps: Steps | None, starting: list[int], resets: Resets
@@ -213,8 +202,10 @@ class ColumnarRollout:
             # The final observation belongs to the episode too.
             self._columns.read(Columns.OBS, index, first, end + 1)
         )
-        infos = self._infos_E[index]
-        episode.infos = InfiniteLookbackBuffer([infos.get(t, {}) for t in range(first, end + 1)])
+        infos: list[dict[str, Any]] = [{} for _ in range(first, end + 1)]
+        for t, info in self._infos_E[index].items():
+            infos[t - first] = info
+        episode.infos = InfiniteLookbackBuffer(infos)
         episode.actions = column(Columns.ACTIONS)
         episode.rewards = column(Columns.REWARDS)
         episode.extra_model_outputs = {

@@ -15,11 +15,13 @@ import torch
 import tree
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
+from ray.rllib.connectors.module_to_env import GetActions
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER, WEIGHTS_SEQ_NO
 
+from rllib_gpg.sampling.actions import DrawActions
 from rllib_gpg.sampling.columns import ColumnarRollout, obstacle_to_columns
 from rllib_gpg.sampling.pipeline import PipelineRollout
 from rllib_gpg.sampling.share import Seeds, Share, ShareFailure, ShareResult, Weights
@@ -54,6 +56,8 @@ class GroupEnvRunner(SingleAgentEnvRunner):
     def __init__(self, **kwargs: Any):
         """Takes the arguments of `SingleAgentEnvRunner`."""
         super().__init__(**kwargs)
+        pieces = self._module_to_env.connectors
+        pieces[:] = [DrawActions() if type(piece) is GetActions else piece for piece in pieces]
         self._weights_version: int | None = None
         self._seeds: Seeds | None = None
         self._num_sample_calls = 0

@@ -60,10 +60,13 @@ def cut_into_shares(config: AlgorithmConfig, run_seed: int, group: int) -> list[
     Returns:
         The shares. Their numbers of episodes add up to `group_size`.
     """
-    size = config.episodes_per_share or min(
-        config.num_envs_per_env_runner,
-        math.ceil(config.group_size / max(1, config.num_env_runners)),
-    )
+    size = config.episodes_per_share
+    if size is None:
+        # Alone, an env runner has nobody to share the load with, and keeps its envs busy longest
+        # with the whole group at once.
+        size = math.ceil(config.group_size / max(1, config.num_env_runners))
+        if config.num_env_runners > 1:
+            size = min(size, config.num_envs_per_env_runner)
     return [
         Share(run_seed, group, index, min(size, config.group_size - first))
         for index, first in enumerate(range(0, config.group_size, size))

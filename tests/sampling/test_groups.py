@@ -170,7 +170,9 @@ def test_plain_sample_calls_of_two_runners_and_of_evaluation_are_seeded_apart() 
 @pytest.mark.parametrize(
     ("group_size", "runners", "envs", "per_share", "expected"),
     [
-        (32, 0, 8, None, [8, 8, 8, 8]),  # as many as there are envs
+        (32, 2, 8, None, [8, 8, 8, 8]),  # as many as there are envs
+        (32, 0, 8, None, [32]),  # nobody to share with
+        (32, 1, 8, None, [32]),
         (10, 4, 8, None, [3, 3, 3, 1]),  # fewer, so that every env runner has work
         (3, 0, 8, None, [3]),
         (7, 2, 1, None, [1] * 7),
