@@ -3,10 +3,10 @@
 The envs wait instead of computing, as if the simulator were elsewhere, so that many env runners
 fit on a small machine. Run with 2 cores and 12 GB of memory::
 
-    python benchmarks/scaling.py                 # all three tables
+    python benchmarks/scaling.py                 # all four tables
     python benchmarks/scaling.py --only weak     # one of them
 
-Nothing is learned; all tables are about `rllib_gpg.sampling.group.gather`:
+Nothing is learned; the first three tables are about `rllib_gpg.sampling.group.gather`:
 
 - weak: one env per runner, 10 ms a step, 100 steps an episode, and as many episodes per runner
   whatever the number of runners. Efficiency is the time of one runner over the time of n. Driver
@@ -14,17 +14,21 @@ Nothing is learned; all tables are about `rllib_gpg.sampling.group.gather`:
   episode here, per result. A part of it goes with time and not with results, because the driver
   looks for results again and again: the line below the table tells the two apart.
 - shares: `episodes_per_share` with 16 envs per runner. One native vector env per runner, of which
-  a step takes 10 ms however many of its envs still run; episodes of 20 to 180 steps. Small shares
-  leave envs idle, large ones leave runners idle.
+  a step takes 10 ms however many of its envs still run; episodes of 20 to 180 steps; all runners
+  alike, and one of the four 4 times slower. Small shares leave envs idle, large ones leave runners
+  idle.
 - slow: four runners with one env each, one of them 4 times slower than the others, all episodes of
   the same length; the group's time over the ideal time, which is total work / total speed (of
   steps with all that is around the wait, as measured on the slow runner). A share of one episode,
   the default here, against a static split (N/4 episodes per share).
+- results: what the driver needs to take in the steps of a share, without infos (CartPole) and with
+  nine numbers of infos per step (HalfCheetah; needs the extra `examples`).
 """
 
 from __future__ import annotations
 
 import argparse
+import pickle
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,6 +55,12 @@ EPISODE_STEPS = 100
 STEP_S = 0.01
 
 
+def seconds_per_step(config: Mapping[str, Any]) -> float:
+    """Returns `step_s` of an env's config, times `slow_down` on env runner 1."""
+    is_slow = getattr(config, "worker_index", 0) == 1
+    return config["step_s"] * (config.get("slow_down", 1) if is_slow else 1)
+
+
 class WaitingEnv(gym.Env):
     """Waits at each step; `EPISODE_STEPS` steps an episode."""
 
@@ -59,8 +69,7 @@ class WaitingEnv(gym.Env):
 
     def __init__(self, config: Mapping[str, Any]):
         """Takes `step_s`, the seconds that a step takes, and `slow_down`, a factor for runner 1."""
-        is_slow = getattr(config, "worker_index", 0) == 1
-        self._step_s = config["step_s"] * (config.get("slow_down", 1) if is_slow else 1)
+        self._step_s = seconds_per_step(config)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         """Begins an episode at once."""
@@ -81,9 +90,10 @@ class WaitingVectorEnv(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
-    def __init__(self, num_envs: int):
-        """Makes the spaces."""
-        self.num_envs = num_envs
+    def __init__(self, config: Mapping[str, Any]):
+        """Takes `num_envs`, and what `WaitingEnv` takes."""
+        self._step_s = seconds_per_step(config)
+        self.num_envs = num_envs = config["num_envs"]
         self.single_observation_space = OBSERVATION_SPACE
         self.single_action_space = ACTION_SPACE
         self.observation_space = batch_space(OBSERVATION_SPACE, num_envs)
@@ -98,7 +108,7 @@ class WaitingVectorEnv(VectorEnv):
 
     def step(self, actions: Any) -> Any:
         """Waits; an env whose episode is over begins the next instead of stepping."""
-        time.sleep(STEP_S)
+        time.sleep(self._step_s)
         was_over = self._left == 0
         self._left = np.where(was_over, self._lengths(), self._left - 1)
         rewards, none = np.where(was_over, 0.0, 1.0), np.zeros(self.num_envs, np.bool_)
@@ -113,7 +123,7 @@ class WaitingVectorEnv(VectorEnv):
         return np.zeros(self.observation_space.shape, np.float32)
 
 
-register_env("waiting-vector", lambda context: WaitingVectorEnv(context["num_envs"]))
+register_env("waiting-vector", WaitingVectorEnv)
 
 
 @dataclass(frozen=True)
@@ -173,6 +183,11 @@ class Sampler:
             len(shares),
         )
 
+    def sample(self, num_episodes: int) -> list[Any]:
+        """Samples with the local env runner."""
+        episodes: list[Any] = self._algo.env_runner.sample(num_episodes=num_episodes)
+        return episodes
+
     def stop(self) -> None:
         """Ends the env runners."""
         self._algo.stop()
@@ -215,7 +230,7 @@ def weak_scaling(numbers: list[int], episodes_per_runner: int, repetitions: int)
             if number > runners.num_env_runners:
                 runners.add_env_runners(number - runners.num_env_runners)
                 runners.gather(number)
-            own = [runners.gather(number * episodes_per_runner) for _ in range(repetitions)]
+            own = [runners.gather(number * episodes_per_runner, 1) for _ in range(repetitions)]
             seen += own
             seconds = median(g.seconds for g in own)
             if number == numbers[0]:
@@ -240,31 +255,33 @@ def print_driver_costs(seen: list[Gathering]) -> None:
     )
 
 
-def trade_off(sizes: list[int], num_env_runners: int, group_size: int) -> None:
-    """Prints the second table."""
+def trade_off(sizes: list[int], num_env_runners: int, group_size: int, slow_down: int) -> None:
+    """Prints the second table, for env runners of which one is `slow_down` times slower."""
     num_envs = 16
     print(
         f"\nepisodes_per_share: {num_env_runners} env runners with {num_envs} envs each, "
-        f"{group_size} episodes of {EPISODE_STEPS} steps in the mean, 20 to 180"
+        f"{group_size} episodes of {EPISODE_STEPS} steps in the mean, 20 to 180; "
+        + ("all alike" if slow_down == 1 else f"one of them {slow_down} times slower")
     )
     print(
-        f"{'per share':>10}{'shares':>8}{'seconds':>9}{'/ ideal':>9}"
-        f"{'driver CPU ms/episode':>23}{'ms/result':>11}"
+        f"{'per share':>10}{'shares':>8}{'seconds':>9}{'/ ideal':>9}{'driver CPU ms/episode':>23}"
     )
-    config = base_config(num_env_runners).environment("waiting-vector")
+    config = base_config(num_env_runners).environment(
+        "waiting-vector", env_config={"step_s": STEP_S, "slow_down": slow_down}
+    )
     config.env_runners(
         num_envs_per_env_runner=num_envs, gym_env_vectorize_mode="vector_entry_point"
     )
+    speed = num_envs * (num_env_runners - 1 + 1 / slow_down) / STEP_S
     with sampler(config) as runners:
         for size in sizes:
             group = runners.gather(group_size, size)
             # All envs of all runners at work, all the time.
-            ideal = group.num_steps * STEP_S / (num_env_runners * num_envs)
+            ideal = group.num_steps / speed
             seconds = group.seconds
             print(
                 f"{size:>10}{group.num_results:>8}{seconds:>9.2f}{seconds / ideal:>9.2f}"
-                f"{group.cpu_seconds / group.num_episodes * 1e3:>23.2f}"
-                f"{group.cpu_seconds / group.num_results * 1e3:>11.2f}",
+                f"{group.cpu_seconds / group.num_episodes * 1e3:>23.2f}",
                 flush=True,
             )
 
@@ -295,12 +312,49 @@ def slow_runner(group_size: int, step_s: float) -> None:
             )
 
 
+def result_sizes(num_episodes: int, repetitions: int) -> None:
+    """Prints the fourth table."""
+    print(f"\nTaking in a share of {num_episodes} episodes from Ray's object store")
+    print(f"{'':<16}{'steps':>8}{'bytes/step':>12}{'driver CPU us/step':>20}")
+    for env in ("CartPole-v1", "HalfCheetah-v5"):
+        config = base_config(0).environment(env).env_runners(num_envs_per_env_runner=num_episodes)
+        with sampler(config) as runners:
+            episodes = runners.sample(num_episodes)
+        num_steps = sum(map(len, episodes))
+        # In another process, as an env runner's result is.
+        result = _handed_over.remote(episodes)
+        num_bytes = ray.get(_num_bytes.remote(episodes))
+        ray.wait([result], fetch_local=True)
+        cpu_seconds = []
+        for _ in range(repetitions):
+            start = time.process_time()
+            ray.get(result)
+            cpu_seconds.append(time.process_time() - start)
+        print(
+            f"{env:<16}{num_steps:>8,}{num_bytes / num_steps:>12.0f}"
+            f"{median(cpu_seconds) / num_steps * 1e6:>20.2f}",
+            flush=True,
+        )
+
+
+@ray.remote
+def _handed_over(episodes: list[Any]) -> list[Any]:
+    return episodes
+
+
+@ray.remote
+def _num_bytes(episodes: list[Any]) -> int:
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(episodes, protocol=5, buffer_callback=buffers.append)
+    return len(pickled) + sum(buffer.raw().nbytes for buffer in buffers)
+
+
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=("weak", "shares", "slow"))
+    parser.add_argument("--only", choices=("weak", "shares", "slow", "results"))
     parser.add_argument("--env-runners", type=int, nargs="+", default=[1, 2, 4, 8, 16, 24])
     parser.add_argument("--episodes-per-runner", type=int, default=3)
     parser.add_argument("--repetitions", type=int, default=2, help="of the first table")
@@ -321,9 +375,12 @@ def main() -> None:
     if args.only in (None, "weak"):
         weak_scaling(sorted(args.env_runners), args.episodes_per_runner, args.repetitions)
     if args.only in (None, "shares"):
-        trade_off(args.shares, 4, args.shares_group_size)
+        for slow_down in (1, 4):
+            trade_off(args.shares, 4, args.shares_group_size, slow_down)
     if args.only in (None, "slow"):
         slow_runner(args.slow_group_size, args.slow_step_ms / 1e3)
+    if args.only in (None, "results"):
+        result_sizes(num_episodes=16, repetitions=10)
 
 
 if __name__ == "__main__":

