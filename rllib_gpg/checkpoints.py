@@ -1,0 +1,76 @@
+"""Refuses checkpoints that aren't whole, before any of them is restored."""
+
+from __future__ import annotations
+
+import pathlib
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow.fs
+from ray.rllib.utils.checkpoints import Checkpointable
+
+_METADATA = ("rllib_checkpoint.json", Checkpointable.METADATA_FILE_NAME)
+_CONSTRUCTOR = Checkpointable.CLASS_AND_CTOR_ARGS_FILE_NAME
+_MODULES = "learner_group/learner/rl_module"
+
+
+def check_checkpoint(path: Any, *, component: str | None = None, filesystem: Any = None) -> None:
+    """Refuses a checkpoint that was interrupted while it was saved, or damaged later.
+
+    RLlib's own restore skips what is missing and stops half-way at what it can't read; of what
+    remote learners can't read it says nothing.
+
+    Args:
+        path: The folder of the checkpoint.
+        component: The component that `path` is the checkpoint of. None: the whole algorithm.
+        filesystem: The filesystem of `path`. None: follows from `path`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If something is missing in it, or can't be read.
+    """
+    folder = str(path)
+    if filesystem is None:
+        filesystem, folder = pyarrow.fs.FileSystem.from_uri(folder)
+    if filesystem.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
+        raise FileNotFoundError(f"There is no checkpoint at {path}: not a folder.")
+    infos = filesystem.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True))
+    files = [pathlib.PurePath(info.path) for info in infos if info.is_file]
+    states = {f for f in files if f.stem.endswith("state") and f.suffix in (".pkl", ".msgpack")}
+    root = pathlib.PurePath(folder)
+    with naming_damage(path):
+        # RLlib writes the metadata of each part first and its state last.
+        parts = {root, *(file.parent for file in files if file.name in _METADATA)}
+        for part in sorted(parts - {state.parent for state in states}):
+            raise FileNotFoundError(f"{part} has no state")
+        modules = root / _MODULES
+        if component is None and not any(state.parent.parent == modules for state in states):
+            raise FileNotFoundError(f"{modules} has no module")
+    for state in sorted(states):
+        if state.suffix == ".pkl":
+            with (
+                naming_damage(state),
+                filesystem.open_input_stream(state.as_posix()) as stream,
+            ):
+                pickle.load(stream)
+
+
+@contextmanager
+def naming_damage(path: Any) -> Iterator[None]:
+    """Says which checkpoint is damaged where Python only says how.
+
+    Args:
+        path: The checkpoint, or the file of it, that is read meanwhile.
+
+    Raises:
+        ValueError: If something of it is missing or cut off.
+    """
+    try:
+        yield
+    except (FileNotFoundError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"The checkpoint at {path} isn't whole: {error}. Saving or copying it was probably "
+            "interrupted. Restore an earlier one; nothing of this one has been."
+        ) from error
