@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+import dataclasses
+from typing import TYPE_CHECKING, Any, Self
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.learner import AddObservationsFromEpisodesToBatch
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.annotations import override
+from ray.rllib.utils.typing import ResultDict
 
 from rllib_gpg.advantages.binning import BinningFunction
 from rllib_gpg.advantages.connector import GroupAdvantageEstimation
@@ -18,6 +21,9 @@ from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
 from rllib_gpg.sampling.env_runner import GroupEnvRunner
 from rllib_gpg.validation import CRITIC_SETTINGS, check_config, check_known, check_stack
+
+if TYPE_CHECKING:
+    from rllib_gpg.gpg import GPG
 
 _ESTIMATOR_SETTINGS = ("gamma", "binning", "leave_one_out", "normalize_advantages")
 
@@ -84,6 +90,8 @@ class GPGConfig(AlgorithmConfig):
         # runner, so it should be longer than any healthy share. A missing node must not hold up
         # each iteration for RLlib's 30 s.
         self.sample_timeout_s = 600.0
+        self.evaluation_sample_timeout_s = 600.0
+        self.custom_evaluation_function: Any = None
         self.max_share_failures = 5
         self.env_runner_health_probe_timeout_s = 1.0
 
@@ -232,11 +240,31 @@ class GPGConfig(AlgorithmConfig):
         check_stack(self)
         super().validate()
         check_config(self)
+        # RLlib's evaluation by episodes drops the env runners that take longest. What a user sets
+        # here stays; so does "auto", and evaluation by timesteps.
+        if self.custom_evaluation_function in (None, _evaluate_episodes):
+            by_episodes = self.evaluation_duration_unit == "episodes"
+            exact = by_episodes and self.evaluation_duration != "auto"
+            self.custom_evaluation_function = _evaluate_episodes if exact else None
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Returns the spec of the critic-free default module."""
         return RLModuleSpec(module_class=DefaultGPGTorchRLModule)
+
+    @property
+    @override(AlgorithmConfig)
+    def model_config(self) -> dict[str, Any]:
+        """The settings of the default module: GPG's defaults, changed by what the user said.
+
+        A `DefaultModelConfig` says nothing where it holds None. With another initialiser than
+        GPG's, the arguments of GPG's don't apply.
+        """
+        given = self._model_config
+        base = {} if isinstance(given, dict) else dataclasses.asdict(given)
+        said = given if not base else {k: v for k, v in base.items() if v is not None}
+        defaults = self._model_config_auto_includes.items()
+        return base | {k: v for k, v in defaults if k.removesuffix("_kwargs") not in said} | said
 
     @property
     @override(AlgorithmConfig)
@@ -274,3 +302,11 @@ class GPGConfig(AlgorithmConfig):
             )
             pipeline.insert_after(AddObservationsFromEpisodesToBatch, AddEpisodeEnds())
         return pipeline
+
+
+def _evaluate_episodes(
+    algorithm: GPG, eval_env_runner_group: EnvRunnerGroup | None
+) -> tuple[ResultDict, int, int]:
+    """Has the form of a `custom_evaluation_function`; RLlib takes the results from the metrics."""
+    algorithm.evaluate_episodes(eval_env_runner_group)
+    return {}, 0, 0

@@ -5,19 +5,22 @@ Paper: https://arxiv.org/abs/2510.03679
 
 from __future__ import annotations
 
+import concurrent.futures
 import pathlib
 import secrets
-from typing import Any
+from typing import Any, Self
 
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import ALL_MODULES, COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
+    EVALUATION_RESULTS,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
@@ -26,14 +29,16 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
-from ray.rllib.utils.typing import EpisodeType, ModuleID, StateDict
+from ray.rllib.utils.typing import EpisodeType, ModuleID, ResultDict, StateDict
+from ray.tune import Checkpoint
 
+from rllib_gpg.checkpoints import check_checkpoint, naming_damage
 from rllib_gpg.config import GPGConfig
 from rllib_gpg.learning.batch import ModuleBatch, plan_minibatches, shard
 from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
-from rllib_gpg.sampling.group import SamplingError, cut_into_shares, gather
-from rllib_gpg.sampling.share import Weights, shuffle_generator
+from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gather
+from rllib_gpg.sampling.share import MAX_SEED, Share, Weights, shuffle_generator
 from rllib_gpg.validation import check_spaces
 
 NUM_EPISODES_REDISPATCHED = "num_episodes_redispatched"
@@ -41,6 +46,7 @@ GROUP_ADVANTAGE_ESTIMATION_TIMER = "group_advantage_estimation_timer"
 
 _DEFAULT_NUM_MINIBATCHES = 4
 _NUM_GROUPS = "num_groups"
+_NUM_EVALUATIONS = "num_evaluations"
 
 
 class GPG(Algorithm):
@@ -62,11 +68,13 @@ class GPG(Algorithm):
         Raises:
             ValueError: If the binning can't take the observations.
         """
-        super().setup(config)
+        # Before RLlib's own: the user's `on_algorithm_init` may restore a checkpoint.
         self._run_seed = secrets.randbits(128) if self.config.seed is None else self.config.seed
         self._num_groups = 0
+        self._num_evaluations = 0
         self._num_weights = 0
         self._weights: Weights | None = None
+        super().setup(config)
         self._learner_connector = self.config.build_learner_connector(
             input_observation_space=None, input_action_space=None
         )
@@ -82,10 +90,17 @@ class GPG(Algorithm):
         return f"{type(self).__name__}(env={getattr(self.config, 'env', None)!r})"
 
     @override(Algorithm)
+    def step(self) -> ResultDict:
+        """Runs one iteration of training, and of evaluation if it is due."""
+        # Here, because training and evaluation may run in parallel from now on.
+        self._current_weights()
+        return super().step()
+
+    @override(Algorithm)
     def training_step(self) -> None:
         """Runs one iteration of Algorithm 1."""
         # theta_old <- theta
-        weights = self._weights or self._sync_weights()
+        weights = self._current_weights()
         # Collect a group of trajectories tau_1:N under pi_theta_old.
         episodes = self._sample_group(weights)
         # Estimate the advantages (Algorithm 2).
@@ -94,6 +109,9 @@ class GPG(Algorithm):
         self._update(group)
         self._sync_weights()
         self._num_groups += 1
+
+    def _current_weights(self) -> Weights:
+        return self._weights or self._sync_weights()
 
     def _sync_weights(self) -> Weights:
         """Takes the learners' weights, for the next group and for the local env runner."""
@@ -114,21 +132,42 @@ class GPG(Algorithm):
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             shares = cut_into_shares(self.config, self._run_seed, self._num_groups)
             try:
-                group = gather(
-                    self.env_runner_group,
-                    shares,
-                    weights,
-                    config=self.config,
-                    restore=lambda: self.restore_env_runners(self.env_runner_group),
-                )
+                group = self._gather(self.env_runner_group, shares, weights, ENV_RUNNER_RESULTS)
             except SamplingError as error:
-                checkpoint = self.save_to_path(pathlib.Path(self.logdir) / "before_sampling_error")
-                raise SamplingError(f"{error}\nThe run as it was: {checkpoint}") from error
-        self.metrics.aggregate(group.metrics, key=ENV_RUNNER_RESULTS)
-        for name, reduce in (("", "sum"), ("_lifetime", "lifetime_sum")):
-            key = (ENV_RUNNER_RESULTS, f"{NUM_EPISODES_REDISPATCHED}{name}")
-            self.metrics.log_value(key, group.num_redispatched, reduce=reduce)
+                raise self._with_checkpoint(error) from error
         return group.episodes
+
+    def _gather(
+        self, env_runner_group: EnvRunnerGroup, shares: list[Share], weights: Weights, *key: str
+    ) -> Group:
+        group = gather(
+            env_runner_group,
+            shares,
+            weights,
+            config=self.config,
+            restore=lambda: self._restore(env_runner_group),
+        )
+        counts = MetricsLogger(root=False)
+        for name, reduce in (("", "sum"), ("_lifetime", "lifetime_sum")):
+            key_of_count = f"{NUM_EPISODES_REDISPATCHED}{name}"
+            counts.log_value(key_of_count, group.num_redispatched, reduce=reduce)
+        self.metrics.aggregate([*group.metrics, counts.reduce()], key=key)
+        return group
+
+    def _restore(self, env_runner_group: EnvRunnerGroup) -> None:
+        """Brings lost env runners back and tells callbacks, as RLlib does between iterations."""
+        restored = self.restore_env_runners(env_runner_group)
+        if restored:
+            for_training = env_runner_group is self.env_runner_group
+            self._make_on_env_runners_recreated_callbacks(
+                config=self.config if for_training else self.evaluation_config,
+                env_runner_group=env_runner_group,
+                restored_env_runner_indices=restored,
+            )
+
+    def _with_checkpoint(self, error: SamplingError) -> SamplingError:
+        checkpoint = self.save_to_path(pathlib.Path(self.logdir) / "before_sampling_error")
+        return SamplingError(f"{error}\nThe run as it was: {checkpoint}")
 
     def _estimate_advantages(self, episodes: list[EpisodeType]) -> dict[ModuleID, ModuleBatch]:
         """Runs the learner connector pipeline, once, over the whole group.
@@ -150,11 +189,8 @@ class GPG(Algorithm):
 
     def _update(self, group: dict[ModuleID, ModuleBatch]) -> None:
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            shards = shard(
-                group,
-                self.config.num_learners or 1,
-                shuffle_generator(self._run_seed, self._num_groups),
-            )
+            generator = shuffle_generator(self._run_seed, self._num_groups)
+            shards = shard(group, self.config.num_learners or 1, generator)
             plan = plan_minibatches(
                 shards,
                 num_epochs=self.config.num_epochs,
@@ -169,6 +205,7 @@ class GPG(Algorithm):
                 minibatch_size=plan.minibatch_size,
                 num_total_minibatches=plan.num_total_minibatches,
                 shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
+                seed=int(generator.integers(MAX_SEED)),
             )
             self._update_observation_statistics(group)
         self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
@@ -194,11 +231,46 @@ class GPG(Algorithm):
             self.learner_group.foreach_learner(_update_observation_statistics, moments=moments)
 
     @override(Algorithm)
+    def evaluate(
+        self, parallel_train_future: concurrent.futures.Future[Any] | None = None
+    ) -> ResultDict:
+        """Evaluates the current policy, as `GPGConfig.evaluation` says.
+
+        Args:
+            parallel_train_future: The training iteration that runs in parallel, if there is one.
+
+        Raises:
+            SamplingError: If the episodes asked for couldn't be completed; after a checkpoint.
+        """
+        try:
+            return super().evaluate(parallel_train_future)
+        except SamplingError as error:
+            if parallel_train_future is not None:
+                # What it changes is about to be saved.
+                concurrent.futures.wait([parallel_train_future])
+            raise self._with_checkpoint(error) from error
+
+    def evaluate_episodes(self, eval_env_runner_group: EnvRunnerGroup | None) -> None:
+        """Runs exactly `evaluation_duration` whole episodes, by the same means as a group.
+
+        Args:
+            eval_env_runner_group: The env runners for evaluation. None: those for training.
+        """
+        config = self.evaluation_config
+        seed = self._run_seed if config.seed in (None, self.config.seed) else config.seed
+        number, self._num_evaluations = self._num_evaluations, self._num_evaluations + 1
+        shares = cut_into_shares(config, seed, number, self.config.evaluation_duration)
+        env_runner_group = eval_env_runner_group or self.env_runner_group
+        key = (EVALUATION_RESULTS, ENV_RUNNER_RESULTS)
+        self._gather(env_runner_group, shares, self._current_weights(), *key)
+
+    @override(Algorithm)
     def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
         """Returns the algorithm's state, with what the seeds of the next group derive from."""
         return {
             **super().get_state(*args, **kwargs),
             _NUM_GROUPS: (self._run_seed, self._num_groups),
+            _NUM_EVALUATIONS: self._num_evaluations,
         }
 
     @override(Algorithm)
@@ -208,6 +280,49 @@ class GPG(Algorithm):
         self._weights = None
         if _NUM_GROUPS in state:
             self._run_seed, self._num_groups = state[_NUM_GROUPS]
+        self._num_evaluations = state.get(_NUM_EVALUATIONS, self._num_evaluations)
+
+    @override(Algorithm)
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """Restores a checkpoint, or one component of it; the next group sees its weights.
+
+        Raises:
+            ValueError: If the checkpoint isn't whole. Nothing of it is restored then.
+        """
+        where = {name: kwargs.get(name) for name in ("component", "filesystem")}
+        check_checkpoint(path, **where)
+        super().restore_from_path(path, *args, **kwargs)
+        self._weights = None
+
+    @override(Algorithm)
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Refuses to go on with another config, which no algorithm of RLlib does.
+
+        Raises:
+            NotImplementedError: Always. With RLlib's plain False, Ray Tune waits for ever.
+        """
+        raise NotImplementedError(
+            "GPG can't take another config in place: remove `reuse_actors=True` from the "
+            "`tune.TuneConfig`. Population based training works without it."
+        )
+
+    @classmethod
+    @override(Algorithm)
+    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Self:
+        """Builds an algorithm with the config and the state of a checkpoint.
+
+        Args:
+            path: The folder of the checkpoint, or a `ray.tune.Checkpoint`.
+            filesystem: The PyArrow filesystem of `path`. Default None: follows from `path`.
+            **kwargs: The keyword arguments of RLlib's `Algorithm.from_checkpoint`.
+
+        Raises:
+            ValueError: If the checkpoint isn't whole. Nothing is built then.
+        """
+        path = path.to_directory() if isinstance(path, Checkpoint) else path
+        check_checkpoint(path, filesystem=filesystem)
+        with naming_damage(path):
+            return super().from_checkpoint(path, filesystem, **kwargs)
 
     def _build_connector_module(self) -> MultiRLModule:
         """Returns the module that the learner connector asks about its kind (recurrent or not)."""

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
+import ray
+import torch
 import tree
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+from ray.rllib.utils.spaces.space_utils import flatten_space
 
 from rllib_gpg import GPG, GPGConfig
+from rllib_gpg.learning import GPGTorchLearner
 
 SMALL_NET = {"fcnet_hiddens": [8]}
 
@@ -55,11 +64,94 @@ def built(config: GPGConfig) -> Iterator[GPG]:
         algo.stop()
 
 
+@contextmanager
+def watchdog(algo: GPG, seconds: float) -> Iterator[None]:
+    """Fails the test if what is inside takes longer: kills the learners, which ends the waiting.
+
+    No signal does: a driver that waits for its actors handles none.
+    """
+    hangs = threading.Event()
+
+    def kill() -> None:
+        hangs.set()
+        for learner in algo.learner_group._workers:
+            ray.kill(learner)
+
+    timer = threading.Timer(seconds, kill)
+    timer.start()
+    try:
+        yield
+    except Exception:
+        if hangs.is_set():
+            pytest.fail(f"It hangs: nothing came of it within {seconds} s.")
+        raise
+    finally:
+        timer.cancel()
+
+
+def each_learner(algo: GPG, function: Callable[[Any], Any]) -> list[Any]:
+    """What the function gives for each learner."""
+    results = algo.learner_group.foreach_learner(function)
+    return [result.get() for result in results.result_or_errors]
+
+
 def sample_group(algo: GPG) -> list[Any]:
     """The next group, sampled as `training_step` samples it."""
     episodes = algo._sample_group(algo._weights or algo._sync_weights())
     algo._num_groups += 1
     return episodes
+
+
+def run_pipeline(algo: GPG, episodes: list[Any], config: GPGConfig | None = None) -> dict[str, Any]:
+    """RLlib's whole learner pipeline, as the config (by default the algorithm's) builds it."""
+    pipeline = (config or algo.config).build_learner_connector(None, None)
+    learners = algo.learner_group.foreach_learner(lambda learner: learner.module)
+    return pipeline(
+        rl_module=learners.result_or_errors[0].get(),
+        batch={},
+        episodes=episodes,
+        shared_data={},
+        metrics=MetricsLogger(root=False),
+    )[DEFAULT_MODULE_ID]
+
+
+class LinearPolicy(TorchRLModule):
+    """A user's own module: one layer on observations of any space, no value function."""
+
+    def setup(self) -> None:
+        super().setup()
+        sizes = [int(np.prod(leaf.shape)) for leaf in flatten_space(self.observation_space)]
+        self.policy = torch.nn.Linear(sum(sizes), self.action_space.n)
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        leaves = [
+            leaf.flatten(1) if leaf.dim() > 1 else leaf[:, None]
+            for leaf in tree.flatten(batch[Columns.OBS])
+        ]
+        return {Columns.ACTION_DIST_INPUTS: self.policy(torch.cat(leaves, 1).float())}
+
+
+class Recorder(GPGTorchLearner):
+    """Writes down the real steps of each minibatch, and the gradients as the optimizer gets them.
+
+    A step is an observation, which names it, and its advantage.
+    """
+
+    def build(self) -> None:
+        super().build()
+        self.steps: list[np.ndarray] = []
+        self.gradients: list[np.ndarray] = []
+
+    def compute_loss_for_module(self, *, batch: dict[str, Any], **kwargs: Any) -> torch.Tensor:
+        columns = torch.cat([batch[Columns.OBS], batch[Columns.ADVANTAGES][..., None]], -1)
+        mask = batch.get(Columns.LOSS_MASK)
+        self.steps.append((columns if mask is None else columns[mask]).cpu().numpy())
+        return super().compute_loss_for_module(batch=batch, **kwargs)
+
+    def apply_gradients(self, gradients_dict: dict[Any, torch.Tensor]) -> None:
+        gradients = [gradient.flatten() for gradient in gradients_dict.values()]
+        self.gradients.append(torch.cat(gradients).cpu().numpy())
+        super().apply_gradients(gradients_dict)
 
 
 def fingerprint(episodes: list[Any]) -> list[tuple[Any, ...]]:

@@ -387,20 +387,3 @@ def test_search_spaces_pass_the_setters_unharmed() -> None:
     for name, space in {**spaces, **episodes}.items():
         assert type(as_dict[name]) is type(space)
         assert as_dict[name] == space or not isinstance(space, dict)
-
-
-@pytest.mark.slow
-def test_tune_runs_a_grid_search_over_group_size(tmp_path: Any) -> None:
-    config = small_config("CartPole-v1").training(group_size=tune.grid_search([4, 6]))
-    results = tune.Tuner(
-        "GPG",
-        param_space=config,
-        run_config=tune.RunConfig(
-            stop={"training_iteration": 1}, storage_path=str(tmp_path), verbose=0
-        ),
-    ).fit()
-    assert not results.errors
-    assert sorted(module_results(result.metrics)["group_num_episodes"] for result in results) == [
-        4,
-        6,
-    ]

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray import tune
 
-from rllib_gpg import GPG, GPGConfig
+from rllib_gpg import GPGConfig
 from rllib_gpg.advantages import SpatialTimeBinning
 from tests.envs import Identity, ShortOrLong
 from tests.helpers import (
@@ -143,20 +142,3 @@ def test_cartpole_is_learned_with_the_defaults(num_env_runners: int) -> None:
             if best >= 475.0:
                 break
     assert best >= 475.0
-
-
-@pytest.mark.slow
-def test_tune_runs_gpg_by_class_and_by_name() -> None:
-    config = small_config(Identity, lr=tune.grid_search([1e-3, 1e-2]))
-    for trainable in (GPG, "GPG"):
-        results = tune.Tuner(
-            trainable,
-            param_space=config,
-            run_config=tune.RunConfig(stop={"training_iteration": 2}, verbose=0),
-        ).fit()
-        assert not results.errors
-        lrs = {
-            result.metrics["learners"]["default_policy"]["default_optimizer_learning_rate"]
-            for result in results
-        }
-        assert lrs == {1e-3, 1e-2}

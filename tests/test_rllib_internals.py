@@ -30,6 +30,7 @@ from ray.rllib.core import (
     DEFAULT_MODULE_ID,
 )
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
@@ -42,7 +43,6 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.minibatch_utils import MiniBatchCyclicIterator
 
 from rllib_gpg import GPG
-from rllib_gpg.learning import GPGTorchLearner
 from rllib_gpg.sampling import GroupEnvRunner
 from rllib_gpg.sampling.columns import obstacle_to_columns
 from tests.envs import Identity, NativeVector
@@ -244,12 +244,12 @@ def test_env_runner_weights_seq_no() -> None:
     changed = parameter.clone()
     runner.set_state({**state, WEIGHTS_SEQ_NO: 4})
     guarded = torch.equal(parameter, changed)
-    runner._weights_seq_no = -1
+    runner._weights_seq_no = 0
     runner.set_state({**state, WEIGHTS_SEQ_NO: 4})
     require(
         guarded and not torch.equal(parameter, changed) and runner._weights_seq_no == 4,
         ENV_RUNNER,
-        "`_weights_seq_no` guards against older weights; set to -1, it lets a restored "
+        "`_weights_seq_no` guards against older weights; set to 0, it lets a restored "
         "checkpoint's through.",
     )
 
@@ -458,6 +458,12 @@ def test_algorithm_restore_env_runners(algo: GPG) -> None:
         HALL,
         "`restore_env_runners(group)` brings lost env runners back within a group.",
     )
+    require(
+        {"config", "env_runner_group", "restored_env_runner_indices"}
+        == set(signature(algo._make_on_env_runners_recreated_callbacks)),
+        HALL,
+        "`_make_on_env_runners_recreated_callbacks` tells callbacks of them.",
+    )
 
 
 def test_learner_group_state_of_the_module_alone(algo: GPG) -> None:
@@ -486,7 +492,7 @@ def test_learner_group_hands_on_num_total_minibatches() -> None:
     """To a local learner with `batch`, to remote ones with one of `batches` each."""
     require(
         any(p.kind is p.VAR_KEYWORD for p in signature(LearnerGroup.update).values())
-        and "num_total_minibatches" in signature(GPGTorchLearner.update),
+        and "num_total_minibatches" in signature(Learner.update),
         HALL,
         "`LearnerGroup.update(num_total_minibatches=..)` gives all learners one number of steps.",
     )
@@ -542,6 +548,18 @@ def test_sample_batch_zero_padded() -> None:
     )
 
 
+def test_learner_convert_batch_type(algo: GPG) -> None:
+    learner = algo.learner_group._learner
+    columns = {Columns.OBS: torch.zeros(2, 3), Columns.SEQ_LENS: torch.tensor([3, 1])}
+    batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns, _zero_padded=True)}, 4)
+    converted = learner._convert_batch_type(batch)
+    require(
+        converted is not batch and converted.policy_batches[DEFAULT_MODULE_ID].zero_padded,
+        LEARNER,
+        "`_convert_batch_type` moves shards to the learner's device; they stay zero-padded.",
+    )
+
+
 def test_learner_device_and_hooks(algo: GPG) -> None:
     learner = algo.learner_group.foreach_learner(lambda learner: learner).result_or_errors[0].get()
     require(
@@ -553,6 +571,49 @@ def test_learner_device_and_hooks(algo: GPG) -> None:
         "timesteps" in signature(type(learner).__mro__[1].after_gradient_based_update),
         LEARNER,
         "`after_gradient_based_update(timesteps=..)` is called once per update.",
+    )
+
+
+def test_learner_weights_seq_no(algo: GPG) -> None:
+    learner = algo.learner_group.foreach_learner(lambda learner: learner).result_or_errors[0].get()
+    state = learner.get_state()
+    learner._weights_seq_no = state["weights_seq_no"] + 2
+    learner.set_state(state)
+    require(
+        learner._weights_seq_no == state["weights_seq_no"],
+        LEARNER,
+        "`_weights_seq_no` is the number below which `set_state` ignores weights.",
+    )
+
+
+def test_learner_learning_rates(algo: GPG) -> None:
+    learner = algo.learner_group.foreach_learner(lambda learner: learner).result_or_errors[0].get()
+    ((optimizer, schedule),) = learner._optimizer_lr_schedules.items()
+    learner._set_optimizer_lr(optimizer, lr=0.5)
+    require(
+        optimizer.param_groups[0]["lr"] == 0.5 and schedule.update(timestep=0) == algo.config.lr,
+        LEARNER,
+        "`_optimizer_lr_schedules` and `_set_optimizer_lr` put the config's `lr` in force again.",
+    )
+    require(
+        algo.config._torch_lr_scheduler_classes is None,
+        LEARNER,
+        "`_torch_lr_scheduler_classes` takes the place of these schedules.",
+    )
+    learner._set_learning_rates()
+
+
+def test_the_shuffle_between_epochs_is_numpys() -> None:
+    batches = [SampleBatch({"x": np.arange(100)}) for _ in range(2)]
+    state = np.random.get_state()
+    for batch in batches:
+        np.random.seed(1)
+        batch.shuffle()
+    np.random.set_state(state)
+    require(
+        bool((batches[0]["x"] == batches[1]["x"]).all()),
+        BATCH,
+        "`SampleBatch.shuffle` draws from NumPy's global generator, which an update seeds.",
     )
 
 

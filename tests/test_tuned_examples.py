@@ -12,7 +12,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 EXAMPLES = Path(__file__).parent.parent / "tuned_examples"
-SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*_gpg.py"))
+REINFORCE = "reinforce_group_baseline.py"
+SCRIPTS = [*sorted(path.name for path in EXAMPLES.glob("*_gpg.py")), REINFORCE]
 
 
 def run_example(script: str, home: Path, *args: str, **env: str) -> str:
@@ -45,7 +46,7 @@ def test_every_example_runs_and_keeps_what_it_says(script: str, tmp_path: Path) 
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize("script", ["cartpole_gpg.py", "cliff_walking_gpg.py"])
+@pytest.mark.parametrize("script", ["cartpole_gpg.py", "cliff_walking_gpg.py", REINFORCE])
 def test_example_passes_as_test(script: str, tmp_path: Path) -> None:
     """`--as-test` raises unless one group reaches the example's return."""
     run_example(script, tmp_path, "--as-test")
@@ -55,6 +56,17 @@ def test_example_passes_as_test(script: str, tmp_path: Path) -> None:
 def test_as_test_fails_when_the_return_is_not_reached(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="not reached"):
         run_example("cartpole_gpg.py", tmp_path, "--as-test", "--stop-iters", "1")
+
+
+@pytest.mark.slow
+def test_the_search_over_group_sizes_prints_a_table_and_draws_the_curves(tmp_path: Path) -> None:
+    search = ("--group-sizes", "3", "5", "--binnings", "time", "--seeds", "0", "1")
+    output = run_example("tune_group_size.py", tmp_path, *search, "--stop-iters", "2")
+    for group_size in (3, 5):
+        # Two iterations are not enough for either seed.
+        row = rf"^ +time +{group_size} +\d+\.\d ± +\d+\.\d +-  -$"
+        assert re.search(row, output, re.MULTILINE), output
+    assert path_after("learning curves", output).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

@@ -7,14 +7,26 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import gymnasium as gym
+import numpy as np
 import torch
 from ray.rllib.algorithms.bc.bc_catalog import BCCatalog
 from ray.rllib.algorithms.bc.torch.default_bc_torch_rl_module import DefaultBCTorchRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.models.base import Model
-from ray.rllib.core.models.configs import MLPHeadConfig
+from ray.rllib.core.models.configs import (
+    CNNEncoderConfig,
+    MLPEncoderConfig,
+    MLPHeadConfig,
+    RecurrentEncoderConfig,
+)
 from ray.rllib.utils.annotations import override
+from ray.rllib.utils.typing import StateDict
 from torch import Tensor, nn
+
+from rllib_gpg.learning.warm_start import policy_of
+
+# RLlib's own encoders of one array. They take floats only, unlike a user's (an embedding, say).
+_FLOAT_ENCODERS = (CNNEncoderConfig, MLPEncoderConfig, RecurrentEncoderConfig)
 
 
 class GPGCatalog(BCCatalog):
@@ -141,7 +153,8 @@ class DefaultGPGTorchRLModule(DefaultBCTorchRLModule):
         """Builds encoder, head and normaliser.
 
         Raises:
-            ValueError: If observations are to be normalised that aren't one array of numbers.
+            ValueError: If observations are to be normalised that aren't one array of numbers, or
+                if RLlib's LSTM can't have such actions.
         """
         space = self.observation_space
         normalize = self.model_config.get("normalize_observations", False)
@@ -151,8 +164,34 @@ class DefaultGPGTorchRLModule(DefaultBCTorchRLModule):
                 "Flatten them (`FlattenObservations`), or remove the setting from "
                 "`rl_module(model_config=..)`."
             )
+        if self.model_config.get("use_lstm"):
+            self._check_actions_of_lstm()
         super().setup()
         self.observation_normalizer = ObservationNormalizer(space.shape) if normalize else None
+        encoder_config = getattr(self._encoder, "config", None)
+        self._takes_integers = (
+            isinstance(space, gym.spaces.Box)
+            and not np.issubdtype(space.dtype, np.floating)
+            and type(encoder_config) in _FLOAT_ENCODERS
+        )
+
+    def _check_actions_of_lstm(self) -> None:
+        """Refuses what crashes in RLlib's distributions and heads, on inputs [B, T, ...]."""
+        mend = 'Remove `"use_lstm"` from `rl_module(model_config=..)`, or '
+        if self.model_config.get("free_log_std"):
+            raise ValueError(
+                "RLlib's head with `free_log_std` can't take the sequences of an LSTM. "
+                f"{mend}`free_log_std`."
+            )
+        if self._has_nested_actions():
+            raise ValueError(
+                "RLlib can't compute the log-probabilities of nested actions for sequences, as an "
+                f"LSTM has them; the action space is {self.action_space}. {mend}give the env one "
+                "`MultiDiscrete` or `Box` of actions."
+            )
+
+    def _has_nested_actions(self) -> bool:
+        return isinstance(self.action_space, gym.spaces.Dict | gym.spaces.Tuple)
 
     def train(self, mode: bool = True) -> Self:
         """Switches between training and evaluation mode, if that changes anything.
@@ -163,8 +202,34 @@ class DefaultGPGTorchRLModule(DefaultBCTorchRLModule):
         return self if self.training == mode else super().train(mode)
 
     @override(DefaultBCTorchRLModule)
+    def set_state(self, state: StateDict) -> None:
+        """Puts a state in place: of such a module, or of RLlib's default one for BC or PPO.
+
+        A critic's parameters are left out, with a message that names them.
+
+        Raises:
+            ValueError: If a parameter of the policy is missing, unknown, or of another shape.
+        """
+        super().set_state(policy_of(state, expected=self.state_dict()))
+
+    @override(DefaultBCTorchRLModule)
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        if self._takes_integers:
+            # An image's bytes, for example.
+            batch = {**batch, Columns.OBS: batch[Columns.OBS].float()}
         if self.observation_normalizer is not None:
             observations = self.observation_normalizer(batch[Columns.OBS])
             batch = {**batch, Columns.OBS: observations}
         return super()._forward(batch, **kwargs)
+
+    @override(DefaultBCTorchRLModule)
+    def _forward_inference(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        outputs = super()._forward_inference(batch, **kwargs)
+        if self._has_nested_actions():
+            # Left to RLlib, deterministic actions end in an error: it adds up log-probabilities of
+            # different shapes.
+            distribution = self.get_inference_action_dist_cls().from_logits(
+                outputs[Columns.ACTION_DIST_INPUTS]
+            )
+            outputs[Columns.ACTIONS] = distribution.to_deterministic().sample()
+        return outputs

@@ -16,10 +16,12 @@ import tree
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
 from ray.rllib.connectors.module_to_env import GetActions
+from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER, WEIGHTS_SEQ_NO
+from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER
+from ray.rllib.utils.typing import StateDict
 
 from rllib_gpg.sampling.actions import DrawActions
 from rllib_gpg.sampling.columns import ColumnarRollout, obstacle_to_columns
@@ -129,7 +131,9 @@ class GroupEnvRunner(SingleAgentEnvRunner):
             )
         # The local env runner is asked for its metrics once per group.
         metrics = self.get_metrics() if self.worker_index else None
-        return ShareResult(share, weights.version, episodes, metrics)
+        # An evaluation's episodes are as large as a group's, and nobody asks for them.
+        kept = [] if share.in_evaluation else episodes
+        return ShareResult(share, weights.version, kept, metrics)
 
     def load(self, weights: Weights) -> None:
         """Puts weights in place, unless they are; also those of an older checkpoint.
@@ -142,11 +146,18 @@ class GroupEnvRunner(SingleAgentEnvRunner):
         state = weights.state
         if isinstance(state, ray.ObjectRef):
             state = ray.get(state)
-        # RLlib ignores states older than the one in place; a restored checkpoint is older.
-        self._weights_seq_no = -1
         self.set_state(state)
-        self._weights_seq_no = state[WEIGHTS_SEQ_NO]
         self._weights_version = weights.version
+
+    @override(SingleAgentEnvRunner)
+    def set_state(self, state: StateDict) -> None:
+        """Puts a state in place, with weights also of an older checkpoint."""
+        if COMPONENT_RL_MODULE in state:
+            # RLlib ignores weights older than those in place, and would so after going back.
+            self._weights_seq_no = 0
+            # From elsewhere than `load`, such as RLlib's own evaluation: of no known version.
+            self._weights_version = None
+        super().set_state(state)
 
     @override(SingleAgentEnvRunner)
     def _sample(

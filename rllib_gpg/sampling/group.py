@@ -45,31 +45,36 @@ class Group:
     num_redispatched: int
 
 
-def cut_into_shares(config: AlgorithmConfig, run_seed: int, group: int) -> list[Share]:
-    """Cuts a group into shares, by the config alone.
+def cut_into_shares(
+    config: AlgorithmConfig, run_seed: int, group: int, num_episodes: int | None = None
+) -> list[Share]:
+    """Cuts a group, or the episodes of an evaluation, into shares, by the config alone.
 
     Neither which env runner was slow or lost, nor - with `episodes_per_share` set - how many there
     are, changes a group.
 
     Args:
         config: The algorithm's config: `group_size`, `episodes_per_share`, and the numbers of env
-            runners and of envs per env runner, from which the default size of a share follows.
+            runners and of envs per env runner, from which the default size of a share follows. For
+            an evaluation, the evaluation config.
         run_seed: The seed of the whole run.
-        group: The number of the group in the run.
+        group: The number of the group, or of the evaluation, in the run.
+        num_episodes: How many episodes there are, by default `group_size`.
 
     Returns:
-        The shares. Their numbers of episodes add up to `group_size`.
+        The shares. Their numbers of episodes add up to `num_episodes`.
     """
+    num_episodes = num_episodes or config.group_size
     size = config.episodes_per_share
     if size is None:
         # Alone, an env runner has nobody to share the load with, and keeps its envs busy longest
         # with the whole group at once.
-        size = math.ceil(config.group_size / max(1, config.num_env_runners))
+        size = math.ceil(num_episodes / max(1, config.num_env_runners))
         if config.num_env_runners > 1:
             size = min(size, config.num_envs_per_env_runner)
     return [
-        Share(run_seed, group, index, min(size, config.group_size - first))
-        for index, first in enumerate(range(0, config.group_size, size))
+        Share(run_seed, group, index, min(size, num_episodes - first), config.in_evaluation)
+        for index, first in enumerate(range(0, num_episodes, size))
     ]
 
 
@@ -83,14 +88,14 @@ def gather(
 ) -> Group:
     """Has every share sampled, by the remote env runners or, if there are none, the local one.
 
-    A share that is lost with its env runner, fails, or exceeds `sample_timeout_s` is sent out
-    again as it was, and so gives the same episodes.
+    A share that is lost with its env runner, fails, or exceeds `sample_timeout_s` (in evaluation,
+    `evaluation_sample_timeout_s`) is sent out again as it was, and so gives the same episodes.
 
     Args:
         env_runner_group: The env runners, all of them `GroupEnvRunner`s.
-        shares: The shares of one group.
+        shares: The shares of one group, or of one evaluation.
         weights: The weights to sample them with.
-        config: The algorithm's config: `sample_timeout_s`, `max_share_failures` and
+        config: The algorithm's config: the two timeouts, `max_share_failures` and
             `env_runner_restore_timeout_s`.
         restore: Tries to bring lost env runners back; called when all are lost.
 
@@ -148,7 +153,8 @@ class _Ledger:
         self._failures[share.index] += 1
         if self._failures[share.index] >= self._max_failures:
             raise SamplingError(
-                f"Share {share.index} of group {share.group} failed {self._max_failures} times "
+                f"Share {share.index} of {'evaluation' if share.in_evaluation else 'group'} "
+                f"{share.group} failed {self._max_failures} times "
                 f"(`max_share_failures`), the last time with: {why}. It is sampled with "
                 f"{share.seeds()}.\n{traceback}"
             )
@@ -221,11 +227,10 @@ class _RemoteGathering:
                 self._ledger.waiting.appendleft(in_flight.share)
 
     def _kill_overdue(self) -> None:
-        limit = self._config.sample_timeout_s
-        if limit is None:
-            return
         for runner, in_flight in list(self._in_flight.items()):
-            if time.monotonic() - in_flight.since > limit:
+            setting = in_flight.share.timeout_setting
+            limit = getattr(self._config, setting)
+            if limit is not None and time.monotonic() - in_flight.since > limit:
                 del self._in_flight[runner]
                 # A hanging env can't be stopped, only its process; Ray starts the actor again.
                 ray.kill(self._group._worker_manager.actors()[runner], no_restart=False)
@@ -233,7 +238,7 @@ class _RemoteGathering:
                 self._ledger.fail(
                     in_flight.share,
                     f"env runner {runner} was killed, because the share took longer than "
-                    f"`sample_timeout_s` = {limit} s",
+                    f"`{setting}` = {limit} s",
                 )
 
     def _wait_for_runners(self) -> None:

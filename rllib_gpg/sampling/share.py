@@ -11,9 +11,10 @@ import numpy as np
 _GROUP = 0
 _SAMPLE_CALL = 1
 _SHUFFLE = 2
+_EVALUATION = 3
 
 # Envs may pass their seed on to generators that take 32 bits, some of them signed.
-_MAX_SEED = 2**31 - 1
+MAX_SEED = 2**31 - 1
 
 
 def _generator(run_seed: int, *key: int) -> np.random.Generator:
@@ -41,37 +42,45 @@ class Seeds:
     def draw(cls, num_episodes: int, run_seed: int, *key: int) -> Seeds:
         """Derives the seeds of `num_episodes` episodes from the run's seed and a key."""
         generator = _generator(run_seed, *key)
-        episodes = generator.choice(_MAX_SEED, size=num_episodes, replace=False)
-        return cls(tuple(int(seed) for seed in episodes), int(generator.integers(_MAX_SEED)))
+        episodes = generator.choice(MAX_SEED, size=num_episodes, replace=False)
+        return cls(tuple(int(seed) for seed in episodes), int(generator.integers(MAX_SEED)))
 
     @classmethod
     def for_sample_call(cls, num_episodes: int, run_seed: int, *key: int) -> Seeds:
-        """Derives the seeds of one plain `sample(num_episodes=..)` call (evaluation, PPO)."""
+        """Derives the seeds of one plain `sample(num_episodes=..)` call (PPO)."""
         return cls.draw(num_episodes, run_seed, _SAMPLE_CALL, *key)
 
 
 @dataclass(frozen=True)
 class Share:
-    """A few whole episodes of a group: a pure function of the weights and its seed.
+    """A few whole episodes of a group or an evaluation: a function of the weights and its seed.
 
     A share that was lost with its env runner is sent again as it is and gives the same episodes,
     so that no fault can favour short ones.
 
     Attributes:
         run_seed: The seed of the whole run.
-        group: The number of the group in the run, counted from 0.
+        group: The number of the group (or of the evaluation) in the run, counted from 0.
         index: The number of the share in the group, counted from 0.
         num_episodes: How many whole episodes are owed, at least 1.
+        in_evaluation: Whether it is part of an evaluation. Only metrics come back then.
     """
 
     run_seed: int
     group: int
     index: int
     num_episodes: int
+    in_evaluation: bool = False
 
     def seeds(self) -> Seeds:
         """Returns the seeds of this share, different from those of any other share."""
-        return Seeds.draw(self.num_episodes, self.run_seed, _GROUP, self.group, self.index)
+        use = _EVALUATION if self.in_evaluation else _GROUP
+        return Seeds.draw(self.num_episodes, self.run_seed, use, self.group, self.index)
+
+    @property
+    def timeout_setting(self) -> str:
+        """The name of the setting that limits how long an env runner may take for it."""
+        return "evaluation_sample_timeout_s" if self.in_evaluation else "sample_timeout_s"
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,8 @@ class Weights:
 class ShareResult:
     """The episodes of one share, all finished, in the order in which they were started.
 
-    `metrics` are those of a remote env runner since its last share, None from a local one.
+    An evaluation's aren't handed on: `episodes` is empty. `metrics` are those of a remote env
+    runner since its last share, None from a local one.
     """
 
     share: Share

@@ -13,9 +13,8 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.examples.algorithms.classes.vpg import VPGConfig
-from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
-from rllib_gpg import GPG, GPGConfig
+from rllib_gpg import GPGConfig
 from rllib_gpg.advantages import (
     GroupAdvantageEstimation,
     SpatialTimeBinning,
@@ -29,24 +28,12 @@ from tests.helpers import (
     SMALL_NET,
     built,
     module_results,
+    run_pipeline,
     sample_group,
     small_config,
 )
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-
-
-def run_pipeline(algo: GPG, episodes: list[Any]) -> dict[str, Any]:
-    """RLlib's whole learner pipeline, as the config builds it."""
-    pipeline = algo.config.build_learner_connector(None, None)
-    learners = algo.learner_group.foreach_learner(lambda learner: learner.module)
-    return pipeline(
-        rl_module=learners.result_or_errors[0].get(),
-        batch={},
-        episodes=episodes,
-        shared_data={},
-        metrics=MetricsLogger(root=False),
-    )[DEFAULT_MODULE_ID]
 
 
 def by_hand(episodes: list[Any], **settings: Any) -> np.ndarray:
@@ -113,15 +100,19 @@ def test_settings_of_the_estimator_change_what_it_gives() -> None:
 
 
 def test_advantages_of_a_recurrent_module_are_zero_padded_like_all_columns() -> None:
-    """Sequences of 4 steps: 10 steps of an episode make 4 + 4 + 2, and two zeros."""
+    """Sequences of 4 steps: 5 steps of an episode make 4 + 1, and three zeros; 200 make 50 x 4."""
     lstm = {**SMALL_NET, "use_lstm": True, "lstm_cell_size": 4, "max_seq_len": 4}
-    with built(small_config(Identity).rl_module(model_config=lstm)) as algo:
+    with built(small_config(ShortOrLong).rl_module(model_config=lstm)) as algo:
         group = sample_group(algo)
         batch = run_pipeline(algo, group)
+    lengths = [len(episode) for episode in group]
+    assert set(lengths) == {5, 200}
     mask = batch[Columns.LOSS_MASK]
-    assert batch[Columns.ADVANTAGES].shape == mask.shape == (8 * 3, 4)
+    num_sequences = sum(2 if length == 5 else 50 for length in lengths)
+    assert batch[Columns.ADVANTAGES].shape == mask.shape == (num_sequences, 4)
+    # Baselines and normalisation as if there were no padding.
     expected = by_hand(group, gamma=algo.config.gamma)
-    np.testing.assert_allclose(batch[Columns.ADVANTAGES][mask], expected, atol=1e-5)
+    np.testing.assert_allclose(batch[Columns.ADVANTAGES][mask], expected, atol=1e-4)
     assert (batch[Columns.ADVANTAGES][~mask] == 0.0).all()
 
 

@@ -61,14 +61,15 @@ def plan(group: dict[str, Any], **settings: Any) -> MinibatchPlan:
         (101, {"num_learners": 2}, MinibatchPlan(13, 4)),
         # Fewer steps than minibatches: one step each.
         (3, {}, MinibatchPlan(1, 3)),
-        (3, {"num_learners": 2}, MinibatchPlan(2, 1)),
-        (1, {"num_learners": 2}, MinibatchPlan(1, 1)),
+        # One minibatch per epoch: each learner takes its whole shard, 2 steps or 1.
+        (3, {"num_learners": 2}, MinibatchPlan(None, 1)),
+        (101, {"num_learners": 2, "num_minibatches": 1}, MinibatchPlan(None, 1)),
         # minibatch_size as in RLlib: steps per minibatch and learner; the last one wraps around.
         (100, {"minibatch_size": 32}, MinibatchPlan(32, 4)),
         (100, {"minibatch_size": 50, "num_epochs": 2}, MinibatchPlan(50, 4)),
         (100, {"minibatch_size": 20, "num_learners": 2}, MinibatchPlan(20, 3)),
         # Never more than there are.
-        (100, {"minibatch_size": 1000}, MinibatchPlan(100, 1)),
+        (100, {"minibatch_size": 1000, "num_epochs": 3}, MinibatchPlan(None, 3)),
     ],
 )
 def test_plan_of_a_stateless_module(
@@ -90,7 +91,7 @@ def test_a_recurrent_module_is_dealt_in_whole_sequences() -> None:
 def test_a_recurrent_module_never_has_more_minibatches_than_sequences() -> None:
     # 2 sequences x 5 steps: 2 minibatches of one sequence.
     assert plan({"p": recurrent(2, 5)}) == MinibatchPlan(5, 2)
-    assert plan({"p": recurrent(2, 5)}, num_learners=2) == MinibatchPlan(5, 1)
+    assert plan({"p": recurrent(2, 5)}, num_learners=2) == MinibatchPlan(None, 1)
 
 
 # The shards.
@@ -195,7 +196,8 @@ def minibatches_of_one_epoch(config: Any) -> tuple[set[tuple[float, ...]], list[
     return {tuple(row) for row in logp.reshape(len(logp), -1).tolist()}, minibatches
 
 
-@pytest.mark.parametrize("group_size", [5, 8])
+# Of 47 x 10 steps, 12 rows are 120 steps, but 47 * (120 / 470) is less than 12 in floating point.
+@pytest.mark.parametrize("group_size", [5, 8, 47])
 @pytest.mark.parametrize(
     ("max_seq_len", "rows_per_episode"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -353,31 +352,6 @@ def test_get_module_is_up_to_date_after_train(num_env_runners: int) -> None:
         assert_same(statistics(algo.get_module()), statistics(learner_module(algo)))
         ours, trained = algo.get_module().state_dict(), learner_module(algo).state_dict()
         assert all(torch.equal(ours[name], trained[name]) for name in ours)
-
-
-def test_the_statistics_survive_a_checkpoint_and_an_export(tmp_path: Path) -> None:
-    config = small_config(Identity).rl_module(model_config=NORMALIZED)
-    with built(config) as algo:
-        algo.train()
-        algo.train()
-        saved = statistics(learner_module(algo))
-        path = Path(algo.save_to_path(tmp_path / "checkpoint"))
-    assert saved["count"] == 160
-
-    restored = GPG.from_checkpoint(path)
-    try:
-        assert_same(statistics(learner_module(restored)), saved)
-        sample_group(restored)
-        assert_same(statistics(restored.get_module()), saved)
-        restored.train()
-        assert statistics(learner_module(restored))["count"] == 240
-    finally:
-        restored.stop()
-
-    exported = RLModule.from_checkpoint(
-        path / "learner_group" / "learner" / "rl_module" / DEFAULT_MODULE_ID
-    )
-    assert_same(statistics(exported), saved)
 
 
 @pytest.mark.parametrize(

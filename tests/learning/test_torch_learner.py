@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,19 +165,6 @@ def test_the_entropy_coefficient_follows_the_env_steps() -> None:
     assert in_force == pytest.approx([0.1, 0.06, 0.02, 0.02])
 
 
-def test_the_entropy_schedule_goes_on_after_a_checkpoint(tmp_path: Path) -> None:
-    config = small_config(Identity, entropy_coeff=[[0, 0.1], [160, 0.02]])
-    with built(config) as algo:
-        algo.train()
-        algo.train()
-        path = algo.save_to_path(tmp_path)
-    restored = GPG.from_checkpoint(path)
-    try:
-        assert learner_of(restored).entropy_coeff(DEFAULT_MODULE_ID) == pytest.approx(0.02)
-    finally:
-        restored.stop()
-
-
 def test_the_learning_rate_follows_the_env_steps() -> None:
     with built(small_config(Identity, lr=[[0, 0.01], [160, 0.0]])) as algo:
         learner = learner_of(algo)
@@ -242,29 +228,6 @@ def test_an_infinite_kl_leaves_the_coefficient_and_says_so(
         logging.getLogger("ray.rllib").removeHandler(caplog.handler)
     assert learner.kl_coeff(DEFAULT_MODULE_ID) == 0.2
     assert "use_kl_loss=False" in caplog.text
-
-
-@pytest.mark.parametrize("how", ["new", "in place"])
-def test_the_kl_coefficient_survives_a_checkpoint(tmp_path: Path, how: str) -> None:
-    with built(kl_config(kl_target=1e-9)) as algo:
-        algo.train()
-        algo.train()
-        path = algo.save_to_path(tmp_path)
-        # 0.2 x 1.5 x 1.5
-        assert learner_of(algo).kl_coeff(DEFAULT_MODULE_ID) == pytest.approx(0.45)
-        if how == "in place":
-            algo.train()
-            assert learner_of(algo).kl_coeff(DEFAULT_MODULE_ID) == pytest.approx(0.675)
-            algo.restore_from_path(path)
-            assert learner_of(algo).kl_coeff(DEFAULT_MODULE_ID) == pytest.approx(0.45)
-    if how == "new":
-        restored = GPG.from_checkpoint(path)
-        try:
-            assert learner_of(restored).kl_coeff(DEFAULT_MODULE_ID) == pytest.approx(0.45)
-            results = module_results(restored.train())
-            assert results["curr_kl_coeff"] == pytest.approx(0.675)
-        finally:
-            restored.stop()
 
 
 # Gradients.

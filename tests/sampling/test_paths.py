@@ -89,8 +89,6 @@ def runner_pair(config: GPGConfig) -> tuple[GroupEnvRunner, GroupEnvRunner]:
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("explore", [True, False])
 def test_both_paths_give_the_same_episodes(name: str, explore: bool) -> None:
-    if name == "nested actions" and not explore:
-        pytest.skip("RLlib 2.60 can't compute deterministic actions of nested spaces, PPO neither")
     columns, pipeline = runner_pair(CONFIGS[name]())
     for num_episodes in (3, 9):  # fewer than envs, more than envs
         fast = columns.sample(num_episodes=num_episodes, explore=explore)
