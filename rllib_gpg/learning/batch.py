@@ -23,9 +23,13 @@ class MinibatchPlan:
 
     Learners that counted for themselves would wait for each other for ever, once their shards
     differ by one row.
+
+    Attributes:
+        minibatch_size: In steps, per learner; None: each learner's whole shard.
+        num_total_minibatches: Over all epochs.
     """
 
-    minibatch_size: int
+    minibatch_size: int | None
     num_total_minibatches: int
 
 
@@ -52,19 +56,29 @@ def plan_minibatches(
     """
     largest = [max(batch.policy_batches.values(), key=len) for batch in shards]
     rows = [num_rows(module_batch) for module_batch in largest]
-    # Of a recurrent module, RLlib counts the steps without padding but takes whole rows: its
-    # minibatches have int(rows * minibatch_size / steps) rows, and must have one.
-    steps = [len(module_batch) for module_batch in largest]
+    most_steps = max(map(len, largest))
     if minibatch_size is None:
         per_epoch = min(num_minibatches, *rows)
         rows_each = [math.ceil(n / per_epoch) for n in rows]
+        size = max(map(_size_of, rows_each, largest))
     else:
-        rows_each = [1] * len(rows)
-    size = max(math.ceil(r * s / n) for r, s, n in zip(rows_each, steps, rows, strict=True))
-    if minibatch_size is not None:
-        size = max(size, min(minibatch_size, max(steps)))
-        per_epoch = math.ceil(max(steps) / size)
-    return MinibatchPlan(size, num_epochs * per_epoch)
+        # At least one sequence, on every learner.
+        smallest = max(_size_of(1, module_batch) for module_batch in largest)
+        size = max(smallest, min(minibatch_size, most_steps))
+        per_epoch = math.ceil(most_steps / size)
+    # All minibatches have one size: to fill it, the smaller shards would repeat a row.
+    return MinibatchPlan(size if per_epoch > 1 else None, num_epochs * per_epoch)
+
+
+def _size_of(count: int, module_batch: SampleBatch) -> int:
+    """Returns the minibatch size, in steps, with which RLlib takes so many rows of a shard."""
+    rows, steps = num_rows(module_batch), len(module_batch)
+    size = math.ceil(count * steps / rows)
+    # Of a recurrent module, RLlib counts the steps without padding but takes whole rows: it works
+    # out how many in floating point, which may come out below a whole number, and rounds down.
+    if Columns.SEQ_LENS in module_batch and int(rows * (size / steps)) < count:
+        size += 1
+    return size
 
 
 def shard(
@@ -102,7 +116,22 @@ def shard(
 
 def _take(module_batch: ModuleBatch, rows: np.ndarray) -> ModuleBatch:
     index = torch.from_numpy(rows)
-    return tree.map_structure(lambda column: column[index], module_batch)
+    arrays = {name: column for name, column in module_batch.items() if name != Columns.INFOS}
+    taken = tree.map_structure(lambda column: column[index], arrays)
+    if Columns.INFOS in module_batch:
+        taken[Columns.INFOS] = _take_infos(module_batch, rows)
+    return taken
+
+
+def _take_infos(module_batch: ModuleBatch, rows: np.ndarray) -> list[Any]:
+    """RLlib keeps infos as a list: of one dict per step, without padding."""
+    infos = module_batch[Columns.INFOS]
+    if Columns.SEQ_LENS not in module_batch:
+        return [infos[row] for row in rows]
+    lengths = module_batch[Columns.SEQ_LENS].numpy()
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    return [info for row in rows for info in infos[starts[row] : ends[row]]]
 
 
 def _multi_agent_batch(modules: dict[ModuleID, ModuleBatch]) -> MultiAgentBatch:

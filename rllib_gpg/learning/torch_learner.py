@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from ray.rllib.algorithms.ppo.ppo import (
     LEARNER_RESULTS_CURR_ENTROPY_COEFF_KEY,
@@ -17,10 +20,11 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import ENTROPY_KEY, POLICY_LOSS_KEY, Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 from ray.rllib.utils.schedules.scheduler import Scheduler
-from ray.rllib.utils.typing import ModuleID, StateDict
+from ray.rllib.utils.typing import ModuleID, ResultDict, StateDict
 from torch import Tensor
 
 from rllib_gpg.learning.rl_module import ObservationMoments
@@ -49,6 +53,9 @@ class GPGTorchLearner(TorchLearner):
     Loss statistics are logged once per update, as their mean over the last epoch, so over every
     step of the group: `policy_loss`, `entropy`, `mean_kl_loss` (0 without `use_kl_loss`) and
     `clip_fraction`.
+
+    With several learners, a minibatch is what all of them take at a time: losses, statistics and
+    what follows from these (the KL coefficient) are means over its steps on all learners.
     """
 
     @override(Learner)
@@ -58,6 +65,8 @@ class GPGTorchLearner(TorchLearner):
         self._entropy_coeff_schedulers: dict[ModuleID, Scheduler] = {}
         # The env steps that schedules have come to.
         self._schedule_steps = 0
+        # RLlib has rounded the first one of a schedule to float32, but none of the later ones.
+        self._set_learning_rates()
         self._kl_coeffs: dict[ModuleID, float] = {}
         # Per module one row of `_LOSS_STATS` per minibatch of this update.
         self._loss_stats: dict[ModuleID, list[Tensor]] = defaultdict(list)
@@ -89,9 +98,14 @@ class GPGTorchLearner(TorchLearner):
         new = module.get_train_action_dist_cls().from_logits(fwd_out[Columns.ACTION_DIST_INPUTS])
         # Zero-padded steps (recurrent modules) count nowhere.
         mask = batch.get(Columns.LOSS_MASK)
+        num_steps = batch[Columns.ADVANTAGES].numel() if mask is None else mask.sum()
+        num_steps = torch.as_tensor(num_steps, dtype=torch.float32, device=self._device)
+        # The mean over the learners, which DDP takes of the gradients, makes this the mean over the
+        # steps of all learners. These differ in number by a step, or more in padded sequences.
+        weight = num_steps / self._mean_over_learners(num_steps)
 
         def mean(per_step: Tensor) -> Tensor:
-            return per_step.mean() if mask is None else per_step[mask].mean()
+            return weight * (per_step if mask is None else per_step[mask]).mean()
 
         # ratio = pi(a|s) / pi_old(a|s)
         ratio = torch.exp(new.logp(batch[Columns.ACTIONS]) - batch[Columns.ACTION_LOGP])
@@ -117,7 +131,8 @@ class GPGTorchLearner(TorchLearner):
         for module_id, rows in self._loss_stats.items():
             config = self.config.get_config_for_module(module_id)
             last_epoch = torch.stack(rows[-math.ceil(len(rows) / config.num_epochs) :])
-            stats = dict(zip(_LOSS_STATS, last_epoch.mean(0).tolist(), strict=True))
+            means = self._mean_over_learners(last_epoch.mean(0))
+            stats = dict(zip(_LOSS_STATS, means.tolist(), strict=True))
             self._entropy_coeff_scheduler(module_id).update(timestep=self._schedule_steps)
             stats[LEARNER_RESULTS_CURR_ENTROPY_COEFF_KEY] = self.entropy_coeff(module_id)
             if config.use_kl_loss:
@@ -156,11 +171,58 @@ class GPGTorchLearner(TorchLearner):
 
     @override(Learner)
     def set_state(self, state: StateDict) -> None:
-        """Restores what `get_state` returned."""
+        """Restores what `get_state` returned, also weights older than those in place.
+
+        Of schedules, it is how far they have come that is restored. Their values are those of this
+        learner's config: where it differs from the saved one, as in population based training, its
+        `lr` and `entropy_coeff` are in force.
+        """
+        seq_no = state.get(WEIGHTS_SEQ_NO, self._weights_seq_no)
+        # RLlib ignores weights older than its own.
+        self._weights_seq_no: int = -1
         super().set_state(state)
+        self._weights_seq_no = seq_no
         self._kl_coeffs = dict(state.get(_KL_COEFFS, self._kl_coeffs))
         self._schedule_steps = state.get(_SCHEDULE_STEPS, self._schedule_steps)
         self._entropy_coeff_schedulers.clear()
+        # The optimizer's state has brought along the learning rate it was saved with.
+        self._set_learning_rates()
+
+    @override(TorchLearner)
+    def update(self, *args: Any, seed: int | None = None, **kwargs: Any) -> ResultDict:
+        """Runs RLlib's `Learner.update`.
+
+        Args:
+            *args: Its positional arguments.
+            seed: The seed of what is random in it: shuffling between epochs, dropout. RLlib draws
+                these from global generators, whose state is in no checkpoint. None: not seeded.
+            **kwargs: Its keyword arguments.
+        """
+        with contextlib.nullcontext() if seed is None else _seeded(seed, self._device):
+            return super().update(*args, **kwargs)
+
+    def _mean_over_learners(self, values: Tensor) -> Tensor:
+        """Returns the mean of what each learner calls this with; all of them must."""
+        if self.config.num_learners > 1:
+            values = values.clone()
+            torch.distributed.all_reduce(values)
+            values /= torch.distributed.get_world_size()
+        return values
+
+    @override(TorchLearner)
+    def _convert_batch_type(self, batch: MultiAgentBatch, **kwargs: Any) -> MultiAgentBatch:
+        """Moves a batch to the learner's device; RLlib's own forgets that sequences are padded."""
+        converted = super()._convert_batch_type(batch, **kwargs)
+        for module_id, module_batch in batch.policy_batches.items():
+            converted.policy_batches[module_id].zero_padded = module_batch.zero_padded
+        return converted
+
+    def _set_learning_rates(self) -> None:
+        """Puts the learning rates in force that the config has for the env steps so far."""
+        if self.config._torch_lr_scheduler_classes is not None:
+            return  # They move on from what the optimizer has.
+        for optimizer, schedule in self._optimizer_lr_schedules.items():
+            self._set_optimizer_lr(optimizer, lr=schedule.update(timestep=self._schedule_steps))
 
     def _entropy_coeff_scheduler(self, module_id: ModuleID) -> Scheduler:
         if module_id not in self._entropy_coeff_schedulers:
@@ -184,3 +246,17 @@ class GPGTorchLearner(TorchLearner):
             self._kl_coeffs[module_id] = self.kl_coeff(module_id) * 1.5
         elif kl < 0.5 * config.kl_target:
             self._kl_coeffs[module_id] = self.kl_coeff(module_id) * 0.5
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: Any) -> Iterator[None]:
+    """Seeds the global generators of NumPy and PyTorch, and leaves them as they were."""
+    numpy_state = np.random.get_state()
+    device = torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
