@@ -9,6 +9,7 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.learner import AddObservationsFromEpisodesToBatch
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.annotations import override
 
 from rllib_gpg.advantages.binning import BinningFunction
@@ -16,7 +17,7 @@ from rllib_gpg.advantages.connector import GroupAdvantageEstimation
 from rllib_gpg.learning.connector import AddEpisodeEnds
 from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
-from rllib_gpg.sampling.env_runner import GroupEnvRunner
+from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
 from rllib_gpg.validation import CRITIC_SETTINGS, check_config, check_known, check_stack
 
 _ESTIMATOR_SETTINGS = ("gamma", "binning", "leave_one_out", "normalize_advantages")
@@ -75,10 +76,9 @@ class GPGConfig(AlgorithmConfig):
         self.kl_coeff = 0.2
         self.kl_target = 0.01
 
-        # Whole episodes, by an env runner that counts them as they are started.
+        # Whole episodes; see also `env_runner_cls`.
         self.batch_mode = "complete_episodes"
         self.rollout_fragment_length = "auto"
-        self.env_runner_cls = GroupEnvRunner
 
         # Faults. RLlib's PPO gives up on what takes longer than 60 s; here that would cost an env
         # runner, so it should be longer than any healthy share. A missing node must not hold up
@@ -86,6 +86,16 @@ class GPGConfig(AlgorithmConfig):
         self.sample_timeout_s = 600.0
         self.max_share_failures = 5
         self.env_runner_health_probe_timeout_s = 1.0
+
+    @property
+    def env_runner_cls(self) -> type[EnvRunner]:
+        """The env runner: by default `GroupEnvRunner` or, of a multi-agent config, its like."""
+        default = MultiAgentGroupEnvRunner if self.is_multi_agent else GroupEnvRunner
+        return self._env_runner_cls or default
+
+    @env_runner_cls.setter
+    def env_runner_cls(self, value: type[EnvRunner] | None) -> None:
+        self._env_runner_cls = value
 
     @override(AlgorithmConfig)
     def training(

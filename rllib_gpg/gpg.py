@@ -29,7 +29,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.typing import EpisodeType, ModuleID, StateDict
 
 from rllib_gpg.config import GPGConfig
-from rllib_gpg.learning.batch import ModuleBatch, plan_minibatches, shard
+from rllib_gpg.learning.batch import ModuleBatch, plan_minibatches, select_modules, shard
 from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
 from rllib_gpg.sampling.group import SamplingError, cut_into_shares, gather
@@ -149,6 +149,9 @@ class GPG(Algorithm):
         return group
 
     def _update(self, group: dict[ModuleID, ModuleBatch]) -> None:
+        group = select_modules(group, self.config.policies_to_train)
+        if not group:
+            return
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             shards = shard(
                 group,

@@ -17,6 +17,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import ENTROPY_KEY, POLICY_LOSS_KEY, Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.schedules.scheduler import Scheduler
@@ -71,6 +72,24 @@ class GPGTorchLearner(TorchLearner):
         if module_id not in self._kl_coeffs:
             self._kl_coeffs[module_id] = self.config.get_config_for_module(module_id).kl_coeff
         return self._kl_coeffs[module_id]
+
+    @override(Learner)
+    def should_module_be_updated(
+        self, module_id: ModuleID, multi_agent_batch: MultiAgentBatch | None = None
+    ) -> bool:
+        """Says yes to all that is in a batch: `GPG` has left out what isn't to be trained."""
+        return multi_agent_batch is not None or super().should_module_be_updated(module_id)
+
+    @override(TorchLearner)
+    def compute_gradients(
+        self, loss_per_module: dict[ModuleID, Tensor], **kwargs: Any
+    ) -> dict[Any, Tensor]:
+        """Computes the gradients, for the parameters that have any.
+
+        A module without a step in the minibatch has none; RLlib would take its None for a tensor.
+        """
+        gradients = super().compute_gradients(loss_per_module, **kwargs)
+        return {ref: gradient for ref, gradient in gradients.items() if gradient is not None}
 
     @override(TorchLearner)
     def compute_loss_for_module(
