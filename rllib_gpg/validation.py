@@ -101,6 +101,7 @@ def check_spaces(config: GPGConfig, spaces: dict[str, tuple[gym.Space, gym.Space
     """
     env_space = spaces.get(INPUT_ENV_SINGLE_SPACES, (None,))[0]
     module_ids = spaces.keys() - {INPUT_ENV_SPACES, INPUT_ENV_SINGLE_SPACES}
+    config = config.copy(copy_frozen=False)
     for module_id in sorted(module_ids):
         binning = resolve_binning(config.get_config_for_module(module_id).binning)
         # Several agents of one episode are a group.

@@ -111,6 +111,7 @@ def test_training_is_the_same_on_0_1_and_2_env_runners() -> None:
 
 
 HASH_SEED_SCRIPT = """
+import torch
 from tests.sampling.test_multi_agent import *
 config = multi_config(ComingAndGoing).multi_agent(policies={"first"}, policy_mapping_fn=all_first)
 torch.manual_seed(0)
@@ -155,14 +156,17 @@ def test_a_share_maps_the_same_agents_again_also_at_random() -> None:
 
 def test_a_share_that_failed_is_sampled_again_as_it_was() -> None:
     groups = []
-    for probability in (0.0, 0.01):
-        config = multi_config(MultiUnreliable, group_size=6).fault_tolerance(max_share_failures=50)
-        config.environment(env_config={"num_agents": 2, "probability": probability})
+    for probability in (0.0, 0.004):
+        config = multi_config(MultiUnreliable, group_size=12).fault_tolerance(max_share_failures=50)
+        config.environment(
+            env_config={"num_agents": 2, "probability": probability},
+            disable_env_checking=True,  # it would try every env once
+        )
         config.env_runners(episodes_per_share=1)
         with built(config) as algo:
             result = algo.train()
             groups.append(traces(sample_group(algo)))
-    # 1 failure in 100 calls, 2 agents with 3 * 102.5 steps each on average: chance of none 1e-4
+    # 12 episodes of 103 steps on average, 2 agents: chance of no failure in 1,230 * 2 calls 5e-5.
     assert result["env_runners"]["num_episodes_redispatched_lifetime"] > 0
     assert groups[0] == groups[1]
 
@@ -219,14 +223,11 @@ def test_episodes_callbacks_and_metrics_are_those_of_rllibs_env_runner(
     assert expected_seen.pop(-2) == ("created", 0)
     assert seen == expected_seen
     metrics, expected_metrics = (runner.get_metrics() for runner in (ours, theirs))
-    assert metrics.keys() == expected_metrics.keys()
-    for name in metrics:
-        if name.startswith(("num_", "episode_", "agent_", "module_")) and not (
-            "throughput" in name
-            or "duration" in name
-            or "connector" in name
-            or "module_to_env" in name
-        ):
+    counted = ("num_", "agent_", "module_steps", "module_episode", "episode_len", "episode_return")
+    names = {name for name in expected_metrics if name.startswith(counted)}
+    assert names == {name for name in metrics if name.startswith(counted)}
+    for name in names:
+        if not name.endswith("throughput"):
             assert peeked(metrics[name]) == peeked(expected_metrics[name]), name
 
 
