@@ -116,10 +116,11 @@ class GPGConfig(AlgorithmConfig):
         """Sets the training related configuration.
 
         Args:
-            group_size: Whole episodes per update, over all env runners. Larger groups make better
-                baselines and smoother updates, at more env steps each; 8 to 128 are usual. With 1
-                and time bins there is nothing to compare with, and so no signal. Default 32: with
-                it and the other defaults both CartPole and LunarLander are learned.
+            group_size: Whole episodes (of the env, if there are several agents) per update, over
+                all env runners. Larger groups make better baselines and smoother updates, at more
+                env steps each; 8 to 128 are usual. With 1 and time bins there is nothing to compare
+                with, and so no signal. Default 32: with it and the other defaults both CartPole and
+                LunarLander are learned.
             binning: Which steps share a baseline (equation 6): "time" (default, as in all headline
                 experiments of the paper), "universal", "state"; an object such as
                 `rllib_gpg.advantages.SpatialTimeBinning(epsilon=0.2)`; or a function

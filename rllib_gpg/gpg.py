@@ -13,7 +13,7 @@ import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import ALL_MODULES, COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule, MultiRLModuleSpec
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -67,10 +67,7 @@ class GPG(Algorithm):
         self._num_groups = 0
         self._num_weights = 0
         self._weights: Weights | None = None
-        self._learner_connector = self.config.build_learner_connector(
-            input_observation_space=None, input_action_space=None
-        )
-        self._connector_module = self._build_connector_module()
+        self._take_modules()
         check_spaces(self.config, self.spaces)
 
     def __repr__(self) -> str:
@@ -211,6 +208,28 @@ class GPG(Algorithm):
         self._weights = None
         if _NUM_GROUPS in state:
             self._run_seed, self._num_groups = state[_NUM_GROUPS]
+
+    @override(Algorithm)
+    def add_module(self, *args: Any, **kwargs: Any) -> MultiRLModuleSpec:
+        """Adds a module; the agents mapped to it are a group from the next iteration on."""
+        spec = super().add_module(*args, **kwargs)
+        self._take_modules()
+        return spec
+
+    @override(Algorithm)
+    def remove_module(self, *args: Any, **kwargs: Any) -> MultiRLModuleSpec | None:
+        """Removes a module."""
+        spec = super().remove_module(*args, **kwargs)
+        self._take_modules()
+        return spec
+
+    def _take_modules(self) -> None:
+        """Sets up what follows from the modules that there are now."""
+        self._weights = None
+        self._learner_connector = self.config.build_learner_connector(
+            input_observation_space=None, input_action_space=None
+        )
+        self._connector_module = self._build_connector_module()
 
     def _build_connector_module(self) -> MultiRLModule:
         """Returns the module that the learner connector asks about its kind (recurrent or not)."""

@@ -14,6 +14,7 @@ import pytest
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.env_to_module import FlattenObservations
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 
@@ -387,6 +388,37 @@ def test_advantages_are_equal_with_0_1_and_2_learners() -> None:
             np.testing.assert_array_equal(
                 batch[module_id][Columns.ADVANTAGES], batches[0][module_id][Columns.ADVANTAGES]
             )
+
+
+@pytest.mark.parametrize("num_learners", [0, 1])
+def test_modules_may_be_added_and_removed_between_groups(num_learners: int) -> None:
+    config = multi_config(ComingAndGoing).learners(num_learners=num_learners)
+    with built(config) as algo:
+        algo.train()
+        algo.add_module(
+            "late",
+            RLModuleSpec.from_module(algo.get_module("others")),
+            config_overrides={"gamma": 0.5, "normalize_advantages": False},
+            new_agent_to_module_mapping_fn=lambda agent_id, episode, **kwargs: (
+                "late" if agent_id == "c" else "first"
+            ),
+        )
+        group = sample_group(algo)
+        batch = algo._estimate_advantages(group)
+        assert batch.keys() == {"first", "late"}
+        rewards = rewards_of(group, "c")
+        expected = naive_advantages(
+            rewards, rewards, gamma=0.5, binning=lambda observations, timesteps: timesteps
+        )
+        np.testing.assert_allclose(
+            batch["late"][Columns.ADVANTAGES], np.concatenate(expected), rtol=1e-5, atol=1e-4
+        )
+        before = module_state(algo, "late")
+        assert "policy_loss" in without_hanging(algo.train)["learners"]["late"]
+        assert not same(module_state(algo, "late"), before)
+        algo.remove_module("late", new_agent_to_module_mapping_fn=to_role)
+        assert algo._estimate_advantages(sample_group(algo)).keys() == {"first", "others"}
+        without_hanging(algo.train)
 
 
 @pytest.mark.parametrize("num_learners", [0, 2])
