@@ -213,6 +213,8 @@ class GPG(Algorithm):
     def add_module(self, *args: Any, **kwargs: Any) -> MultiRLModuleSpec:
         """Adds a module; the agents mapped to it are a group from the next iteration on."""
         spec = super().add_module(*args, **kwargs)
+        for module_id, module_spec in spec.rl_module_specs.items():
+            self.spaces[module_id] = (module_spec.observation_space, module_spec.action_space)
         self._take_modules()
         return spec
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from ray.rllib.utils.schedules.scheduler import Scheduler
+from ray.rllib.utils.typing import ModuleID
 
 from rllib_gpg.advantages.binning import Binning, TimeBinning, resolve_binning
 from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
@@ -115,14 +117,18 @@ def check_spaces(config: GPGConfig, spaces: dict[str, tuple[gym.Space, gym.Space
         if isinstance(binning, Binning):
             module_space = spaces[module_id][0]
             # The one-hot floats of a discrete space repeat exactly, as its integers do.
-            dtype = _common_dtype(env_space) or module_space.dtype
+            dtype = _env_dtype(config, env_space, module_id) or module_space.dtype
             binning.check_space(shape=module_space.shape, dtype=dtype)
 
 
-def _common_dtype(env_space: gym.Space | None) -> Any:
-    """Returns the dtype of the observations of the env, if all agents have the same."""
-    agents = env_space.values() if isinstance(env_space, gym.spaces.Dict) else [env_space]
-    dtypes = {getattr(space, "dtype", None) for space in agents}
+def _env_dtype(config: GPGConfig, env_space: gym.Space | None, module_id: ModuleID) -> Any:
+    """Returns the dtype of what the env shows a module, if that is of one dtype."""
+    agents = env_space.spaces if isinstance(env_space, gym.spaces.Dict) else {None: env_space}
+    if len({space.dtype for space in agents.values() if space}) > 1 and config.is_multi_agent:
+        # RLlib asks in the same way whose spaces are a module's.
+        to_module, episode = config.policy_mapping_fn, MultiAgentEpisode()
+        agents = {a: space for a, space in agents.items() if to_module(a, episode) == module_id}
+    dtypes = {space.dtype for space in agents.values() if space}
     return dtypes.pop() if len(dtypes) == 1 else None
 
 

@@ -9,6 +9,11 @@ How to run it::
     python tuned_examples/multi_agent_cartpole_gpg.py
     python tuned_examples/multi_agent_cartpole_gpg.py --shared-policy --num-agents=4
 
+`--stop-reward` is per agent.
+
+What to expect: a mean return of 450 per agent in one group after 13 and 15 iterations (seeds 0 and
+1; 103,000 and 126,000 env steps, less than a minute on 2 cores), and after 16 with one policy for
+both (seed 0).
 """
 
 from progress import EPISODE_RETURN, example_parser, run_example

