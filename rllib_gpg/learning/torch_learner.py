@@ -81,17 +81,6 @@ class GPGTorchLearner(TorchLearner):
         return multi_agent_batch is not None or super().should_module_be_updated(module_id)
 
     @override(TorchLearner)
-    def compute_gradients(
-        self, loss_per_module: dict[ModuleID, Tensor], **kwargs: Any
-    ) -> dict[Any, Tensor]:
-        """Computes the gradients, for the parameters that have any.
-
-        A module without a step in the minibatch has none; RLlib would take its None for a tensor.
-        """
-        gradients = super().compute_gradients(loss_per_module, **kwargs)
-        return {ref: gradient for ref, gradient in gradients.items() if gradient is not None}
-
-    @override(TorchLearner)
     def compute_loss_for_module(
         self,
         *,
