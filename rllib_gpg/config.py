@@ -10,6 +10,7 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.learner import AddObservationsFromEpisodesToBatch
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.typing import ResultDict
@@ -19,7 +20,7 @@ from rllib_gpg.advantages.connector import GroupAdvantageEstimation
 from rllib_gpg.learning.connector import AddEpisodeEnds
 from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
-from rllib_gpg.sampling.env_runner import GroupEnvRunner
+from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
 from rllib_gpg.validation import CRITIC_SETTINGS, check_config, check_known, check_stack
 
 if TYPE_CHECKING:
@@ -81,10 +82,9 @@ class GPGConfig(AlgorithmConfig):
         self.kl_coeff = 0.2
         self.kl_target = 0.01
 
-        # Whole episodes, by an env runner that counts them as they are started.
+        # Whole episodes; see also `env_runner_cls`.
         self.batch_mode = "complete_episodes"
         self.rollout_fragment_length = "auto"
-        self.env_runner_cls = GroupEnvRunner
 
         # Faults. RLlib's PPO gives up on what takes longer than 60 s; here that would cost an env
         # runner, so it should be longer than any healthy share. A missing node must not hold up
@@ -94,6 +94,16 @@ class GPGConfig(AlgorithmConfig):
         self.custom_evaluation_function: Any = None
         self.max_share_failures = 5
         self.env_runner_health_probe_timeout_s = 1.0
+
+    @property
+    def env_runner_cls(self) -> type[EnvRunner]:
+        """The env runner: by default `GroupEnvRunner` or, of a multi-agent config, its like."""
+        default = MultiAgentGroupEnvRunner if self.is_multi_agent else GroupEnvRunner
+        return self._env_runner_cls or default
+
+    @env_runner_cls.setter
+    def env_runner_cls(self, value: type[EnvRunner] | None) -> None:
+        self._env_runner_cls = value
 
     @override(AlgorithmConfig)
     def training(
@@ -114,10 +124,11 @@ class GPGConfig(AlgorithmConfig):
         """Sets the training related configuration.
 
         Args:
-            group_size: Whole episodes per update, over all env runners. Larger groups make better
-                baselines and smoother updates, at more env steps each; 8 to 128 are usual. With 1
-                and time bins there is nothing to compare with, and so no signal. Default 32: with
-                it and the other defaults both CartPole and LunarLander are learned.
+            group_size: Whole episodes (of the env, if there are several agents) per update, over
+                all env runners. Larger groups make better baselines and smoother updates, at more
+                env steps each; 8 to 128 are usual. With 1 and time bins there is nothing to compare
+                with, and so no signal. Default 32: with it and the other defaults both CartPole and
+                LunarLander are learned.
             binning: Which steps share a baseline (equation 6): "time" (default, as in all headline
                 experiments of the paper), "universal", "state"; an object such as
                 `rllib_gpg.advantages.SpatialTimeBinning(epsilon=0.2)`; or a function

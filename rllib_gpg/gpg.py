@@ -14,7 +14,7 @@ import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import ALL_MODULES, COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule, MultiRLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
@@ -34,7 +34,7 @@ from ray.tune import Checkpoint
 
 from rllib_gpg.checkpoints import check_checkpoint, naming_damage
 from rllib_gpg.config import GPGConfig
-from rllib_gpg.learning.batch import ModuleBatch, plan_minibatches, shard
+from rllib_gpg.learning.batch import ModuleBatch, plan_minibatches, select_modules, shard
 from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
 from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gather
@@ -75,10 +75,7 @@ class GPG(Algorithm):
         self._num_weights = 0
         self._weights: Weights | None = None
         super().setup(config)
-        self._learner_connector = self.config.build_learner_connector(
-            input_observation_space=None, input_action_space=None
-        )
-        self._connector_module = self._build_connector_module()
+        self._take_modules()
         check_spaces(self.config, self.spaces)
 
     def __repr__(self) -> str:
@@ -188,6 +185,9 @@ class GPG(Algorithm):
         return group
 
     def _update(self, group: dict[ModuleID, ModuleBatch]) -> None:
+        group = select_modules(group, self.config.policies_to_train)
+        if not group:
+            return
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             generator = shuffle_generator(self._run_seed, self._num_groups)
             shards = shard(group, self.config.num_learners or 1, generator)
@@ -323,6 +323,30 @@ class GPG(Algorithm):
         check_checkpoint(path, filesystem=filesystem)
         with naming_damage(path):
             return super().from_checkpoint(path, filesystem, **kwargs)
+
+    @override(Algorithm)
+    def add_module(self, *args: Any, **kwargs: Any) -> MultiRLModuleSpec:
+        """Adds a module; the agents mapped to it are a group from the next iteration on."""
+        spec = super().add_module(*args, **kwargs)
+        for module_id, module_spec in spec.rl_module_specs.items():
+            self.spaces[module_id] = (module_spec.observation_space, module_spec.action_space)
+        self._take_modules()
+        return spec
+
+    @override(Algorithm)
+    def remove_module(self, *args: Any, **kwargs: Any) -> MultiRLModuleSpec | None:
+        """Removes a module."""
+        spec = super().remove_module(*args, **kwargs)
+        self._take_modules()
+        return spec
+
+    def _take_modules(self) -> None:
+        """Sets up what follows from the modules that there are now."""
+        self._weights = None
+        self._learner_connector = self.config.build_learner_connector(
+            input_observation_space=None, input_action_space=None
+        )
+        self._connector_module = self._build_connector_module()
 
     def _build_connector_module(self) -> MultiRLModule:
         """Returns the module that the learner connector asks about its kind (recurrent or not)."""

@@ -9,12 +9,13 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
-from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from ray.rllib.utils.schedules.scheduler import Scheduler
+from ray.rllib.utils.typing import ModuleID
 
 from rllib_gpg.advantages.binning import Binning, TimeBinning, resolve_binning
-from rllib_gpg.sampling.env_runner import GroupEnvRunner
+from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
 
 if TYPE_CHECKING:
     from rllib_gpg.config import GPGConfig
@@ -77,10 +78,6 @@ def check_config(config: GPGConfig) -> None:
     Raises:
         ValueError: Names the setting and the mend.
     """
-    if config.is_multi_agent:
-        config._value_error(
-            "GPG doesn't support multi-agent envs yet: remove the call of `multi_agent(..)`."
-        )
     _check_module_settings(config)
     for module_id, overrides in config.algorithm_config_overrides_per_module.items():
         module_config = config.copy(copy_frozen=False).update_from_dict(overrides)
@@ -88,6 +85,7 @@ def check_config(config: GPGConfig) -> None:
     # The evaluation copy of a config gets fragment lengths from RLlib, and it collects no groups.
     if not config.in_evaluation:
         _check_group(config)
+        _check_env_runner(config)
         _check_batch_sizes(config)
 
 
@@ -103,19 +101,35 @@ def check_spaces(config: GPGConfig, spaces: dict[str, tuple[gym.Space, gym.Space
     Raises:
         ValueError: If the binning can't take the observations.
     """
-    binning = resolve_binning(config.binning)
-    if config.group_size == 1 and isinstance(binning, TimeBinning):
-        warnings.warn(
-            "group_size=1 with time bins: every step is alone in its bin, its advantage is 0, and "
-            "nothing will be learned. Set a larger `group_size`.",
-            stacklevel=2,
-        )
-    if isinstance(binning, Binning):
-        module_space = spaces[DEFAULT_MODULE_ID][0]
-        env_space = spaces.get(INPUT_ENV_SINGLE_SPACES, (None,))[0]
-        # The one-hot floats of a discrete space repeat exactly, as its integers do.
-        dtype = getattr(env_space, "dtype", None) or module_space.dtype
-        binning.check_space(shape=module_space.shape, dtype=dtype)
+    env_space = spaces.get(INPUT_ENV_SINGLE_SPACES, (None,))[0]
+    module_ids = spaces.keys() - {INPUT_ENV_SPACES, INPUT_ENV_SINGLE_SPACES}
+    config = config.copy(copy_frozen=False)
+    for module_id in sorted(module_ids):
+        binning = resolve_binning(config.get_config_for_module(module_id).binning)
+        # Several agents of one episode are a group.
+        alone = config.group_size == 1 and not config.is_multi_agent
+        if alone and isinstance(binning, TimeBinning):
+            warnings.warn(
+                "group_size=1 with time bins: every step is alone in its bin, its advantage is 0, "
+                "and nothing will be learned. Set a larger `group_size`.",
+                stacklevel=2,
+            )
+        if isinstance(binning, Binning):
+            module_space = spaces[module_id][0]
+            # The one-hot floats of a discrete space repeat exactly, as its integers do.
+            dtype = _env_dtype(config, env_space, module_id) or module_space.dtype
+            binning.check_space(shape=module_space.shape, dtype=dtype)
+
+
+def _env_dtype(config: GPGConfig, env_space: gym.Space | None, module_id: ModuleID) -> Any:
+    """Returns the dtype of what the env shows a module, if that is of one dtype."""
+    agents = env_space.spaces if isinstance(env_space, gym.spaces.Dict) else {None: env_space}
+    if len({space.dtype for space in agents.values() if space}) > 1 and config.is_multi_agent:
+        # RLlib asks in the same way whose spaces are a module's.
+        to_module, episode = config.policy_mapping_fn, MultiAgentEpisode()
+        agents = {a: space for a, space in agents.items() if to_module(a, episode) == module_id}
+    dtypes = {space.dtype for space in agents.values() if space}
+    return dtypes.pop() if len(dtypes) == 1 else None
 
 
 def _check_module_settings(config: GPGConfig, of: str = "") -> None:
@@ -179,20 +193,35 @@ def _check_group(config: GPGConfig) -> None:
     for name in ("episodes_per_share", "max_episode_steps", "num_minibatches", "minibatch_size"):
         if getattr(config, name) is not None:
             _check_count(config, name)
-    if config.max_episode_steps is not None and config.gym_env_vectorize_mode != "sync":
-        # Env runners would refuse it too, but remote ones only in their logs.
-        limit = config.max_episode_steps
+
+
+def _check_env_runner(config: GPGConfig) -> None:
+    """Refuses what env runners would refuse too, but remote ones only in their logs."""
+    limit, mode = config.max_episode_steps, config.gym_env_vectorize_mode
+    if config.is_multi_agent and limit is not None:
+        config._value_error(
+            "`max_episode_steps` can't cut the episodes of a multi-agent env: RLlib wants a last "
+            "observation of every agent that is cut. Build the limit into the env."
+        )
+    if config.is_multi_agent and mode != "sync":
+        config._value_error(
+            f"`gym_env_vectorize_mode={mode!r}` is for single-agent envs. RLlib steps multi-agent "
+            "envs one by one ('sync'); remove the setting."
+        )
+    if limit is not None and mode != "sync":
         config._value_error(
             f"`max_episode_steps` can't cut the episodes of envs with `gym_env_vectorize_mode="
-            f"{config.gym_env_vectorize_mode!r}`, only of those that gymnasium steps one by one "
-            "('sync'). Build the limit into the env. For an id that gymnasium or EnvPool knows: "
+            f"{mode!r}`, only of those that gymnasium steps one by one ('sync'). Build the limit "
+            "into the env. For an id that gymnasium or EnvPool knows: "
             f"`environment(env_config={{'max_episode_steps': {limit}}})`."
         )
+    needed = MultiAgentGroupEnvRunner if config.is_multi_agent else GroupEnvRunner
     runner_class = config.env_runner_cls
-    if not (isinstance(runner_class, type) and issubclass(runner_class, GroupEnvRunner)):
+    if not (isinstance(runner_class, type) and issubclass(runner_class, needed)):
         config._value_error(
-            f"`env_runner_cls` must be GroupEnvRunner or a subclass of it, got {runner_class!r}: "
-            "other env runners drop the episodes that take longest, and bias the group."
+            f"`env_runner_cls` must be {needed.__name__} or a subclass of it, got "
+            f"{runner_class!r}: other env runners drop the episodes that take longest, and bias "
+            "the group."
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from ray.rllib.env.multi_agent_env import MultiAgentEnv, make_multi_agent
 
 
 class ShortOrLong(gym.Env):
@@ -190,3 +191,105 @@ class HangsOnce(ShortOrLong):
             self._path.touch()
             time.sleep(3600)
         return super().step(action)
+
+
+MultiShortOrLong = make_multi_agent(ShortOrLong)
+MultiIdentity = make_multi_agent(Identity)
+MultiUnreliable = make_multi_agent(Unreliable)
+
+
+class ComingAndGoing(MultiAgentEnv):
+    """Agents that come late, act at some steps only, leave, or are still there at the end.
+
+    All observe (a number drawn at reset, the env's step). All rewards are multiplied by that
+    number, 1 to 5, or `config["factor"]`. What an agent is given while it waits for its next
+    observation belongs to the action it waits for; what "b" is given before its first action
+    belongs to none. `REWARDS` says what that comes to, per agent and step of that agent.
+    """
+
+    # Env step by env step: who observes, and the rewards.
+    SCRIPT = (
+        ("a", {"a": 1}),
+        ("ab", {"a": 1, "b": 100}),
+        ("a", {"a": 1, "b": 2}),
+        ("abc", {"a": 1, "b": 4}),
+        ("ac", {"a": 1, "b": 8, "c": 16}),
+        ("a", {"a": 1, "b": 32, "c": 64}),  # "b" leaves
+        ("ac", {"a": 1, "c": 128}),
+        ("a", {"a": 1, "c": 256}),  # the end, also of "c"
+    )
+    REWARDS = {  # noqa: RUF012
+        "a": [1] * 8,
+        "b": [2 + 4, 8 + 32],
+        "c": [16, 64 + 128, 256],
+    }
+
+    def __init__(self, config: dict[str, Any] | None = None):
+        super().__init__()
+        self._factor = (config or {}).get("factor")
+        self.agents = self.possible_agents = ["a", "b", "c"]
+        space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.observation_spaces = dict.fromkeys(self.agents, space)
+        self.action_spaces = dict.fromkeys(self.agents, gym.spaces.Discrete(4))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.factor = self._factor or int(np.random.default_rng(seed).integers(1, 6))
+        self.t = 0
+        self.expected = {"a"}
+        return self._observe("a"), {}
+
+    def step(self, actions: dict[str, int]) -> Any:
+        assert set(actions) == self.expected
+        who, rewards = self.SCRIPT[self.t]
+        self.t += 1
+        self.expected = set(who)
+        rewards = {agent: float(reward * self.factor) for agent, reward in rewards.items()}
+        terminateds = {"__all__": self.t == len(self.SCRIPT)}
+        if self.t == 6:
+            terminateds["b"] = True
+        return self._observe(who), rewards, terminateds, {"__all__": False}, {}
+
+    def _observe(self, who: str) -> dict[str, np.ndarray]:
+        return {agent: np.array([self.factor, self.t], np.float32) for agent in who}
+
+
+class TwoRoles(MultiAgentEnv):
+    """Two roles with spaces of their own, as `Identity` has it: 10 steps, the best return is 10.
+
+    The "reader" observes a bit and repeats it; the "pointer" observes an angle and points there.
+    """
+
+    LENGTH = 10
+
+    def __init__(self, config: dict[str, Any] | None = None):
+        super().__init__()
+        self.agents = self.possible_agents = ["reader", "pointer"]
+        self.observation_spaces = {
+            "reader": gym.spaces.Discrete(2),
+            "pointer": gym.spaces.Box(-1.0, 1.0, (3,), np.float32),
+        }
+        self.action_spaces = {
+            "reader": gym.spaces.Discrete(2),
+            "pointer": gym.spaces.Box(-1.0, 1.0, (1,), np.float32),
+        }
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.generator = np.random.default_rng(seed)
+        self.t = 0
+        return self._observe(), {}
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        rewards = {
+            "reader": float(actions["reader"] == self.seen["reader"]),
+            "pointer": 1.0 - abs(float(actions["pointer"][0]) - float(self.seen["pointer"][0])),
+        }
+        self.t += 1
+        done = {"__all__": self.t >= self.LENGTH}
+        return self._observe(), rewards, done, {"__all__": False}, {}
+
+    def _observe(self) -> dict[str, Any]:
+        self.seen = {
+            "reader": int(self.generator.integers(2)),
+            "pointer": self.generator.uniform(-0.5, 0.5, 3).astype(np.float32),
+        }
+        return self.seen

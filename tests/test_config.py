@@ -220,14 +220,6 @@ def test_the_old_api_stack_is_refused() -> None:
         config.validate()
 
 
-def test_a_multi_agent_config_is_refused() -> None:
-    config = cartpole().multi_agent(
-        policies={"a", "b"}, policy_mapping_fn=lambda agent_id, episode, **kwargs: agent_id
-    )
-    with pytest.raises(ValueError, match="multi-agent"):
-        config.validate()
-
-
 @pytest.mark.parametrize("framework", ["tf2", "tf"])
 def test_another_framework_is_refused_pointing_to_torch(framework: str) -> None:
     with pytest.raises(ValueError, match=r"PyTorch only.*framework\('torch'\)"):

@@ -46,10 +46,21 @@ def test_every_example_runs_and_keeps_what_it_says(script: str, tmp_path: Path) 
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize("script", ["cartpole_gpg.py", "cliff_walking_gpg.py", REINFORCE])
-def test_example_passes_as_test(script: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        "cartpole_gpg.py",
+        "cliff_walking_gpg.py",
+        "multi_agent_cartpole_gpg.py",
+        "multi_agent_cartpole_gpg.py --shared-policy --num-env-runners 2",
+        "two_policies_gpg.py",
+        REINFORCE,
+    ],
+)
+def test_example_passes_as_test(command: str, tmp_path: Path) -> None:
     """`--as-test` raises unless one group reaches the example's return."""
-    run_example(script, tmp_path, "--as-test")
+    script, *args = command.split()
+    run_example(script, tmp_path, "--as-test", *args)
 
 
 @pytest.mark.learning

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 GROUP_RETURN = "learners/default_policy/group_return_mean"
+# Of all agents together, over the last `metrics_num_episodes_for_smoothing` episodes.
+EPISODE_RETURN = "env_runners/episode_return_mean"
 
 
 def example_parser(*, reward: float, iterations: int) -> argparse.ArgumentParser:
     """Returns RLlib's parser for example scripts, with the defaults of one example.
 
     Args:
-        reward: The mean return of one group at which to stop, and which `--as-test` asks for.
+        reward: The value of the example's metric (see `run_example`) at which to stop, and which
+            `--as-test` asks for.
         iterations: The number of iterations after which to stop at the latest.
     """
     parser = add_rllib_example_script_args(
@@ -38,16 +42,20 @@ def example_parser(*, reward: float, iterations: int) -> argparse.ArgumentParser
     return parser
 
 
-def run_example(config: GPGConfig, args: argparse.Namespace) -> ResultGrid | dict[str, Any]:
+def run_example(
+    config: GPGConfig, args: argparse.Namespace, metric: str = GROUP_RETURN
+) -> ResultGrid | dict[str, Any]:
     """Runs a tuned example: one line per iteration, then a summary and the learning curve.
 
     Args:
         config: What to train.
         args: The arguments that the parser of `example_parser` returned. With `--no-tune`, RLlib
             prints its own lines instead, and nothing is kept.
+        metric: What `--stop-reward` is about. Default: the mean return of one group. With several
+            policies, whose groups differ, `EPISODE_RETURN`.
     """
     stop = {
-        GROUP_RETURN: args.stop_reward,
+        metric: args.stop_reward,
         "training_iteration": args.stop_iters,
         "env_runners/num_env_steps_sampled_lifetime": args.stop_timesteps,
     }
@@ -55,61 +63,87 @@ def run_example(config: GPGConfig, args: argparse.Namespace) -> ResultGrid | dic
         config,
         args,
         stop=stop,
-        success_metric={GROUP_RETURN: args.stop_reward},
+        success_metric={metric: args.stop_reward},
         tune_callbacks=[Progress(target=args.stop_reward)],
         progress_reporter=_Silent(),
     )
+
+
+# Per module: env steps so far, mean and standard deviation of the group's returns.
+Curves = dict[str, list[tuple[int, float, float]]]
 
 
 class Progress(tune.Callback):
     """Prints a line per iteration, and at the end a summary with the paths of what was kept."""
 
     def __init__(self, target: float):
-        """Takes the return to be drawn as a line into the learning curve."""
+        """Takes the return to be drawn as a line into the learning curve of a single policy."""
         self._target = target
-        self._curves: dict[str, list[tuple[int, float, float]]] = {}
+        self._curves: dict[str, Curves] = defaultdict(lambda: defaultdict(list))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Prints the trial's iteration."""
-        group = result["learners"]["default_policy"]
-        mean, std = group["group_return_mean"], group["group_return_std"]
         env_steps = int(result["env_runners"]["num_env_steps_sampled_lifetime"])
-        self._curves.setdefault(trial.trial_id, []).append((env_steps, mean, std))
-        steps_per_s = group["group_num_env_steps"] / result["time_this_iter_s"]
+        means = []
+        for module_id, group in sorted(result["learners"].items()):
+            if "group_return_mean" in group:
+                mean, std = group["group_return_mean"], group["group_return_std"]
+                self._curves[trial.trial_id][module_id].append((env_steps, mean, std))
+                means.append((module_id, f"{mean:8.1f} ± {std:6.1f}"))
+        returns = ", ".join(f"{mid} {mean}" if len(means) > 1 else mean for mid, mean in means)
+        steps_per_s = result["env_runners"]["num_env_steps_sampled"] / result["time_this_iter_s"]
         name = f"{trial.trial_id} | " if len(trials) > 1 else ""
         print(
             f"{name}iteration {result['training_iteration']:4d} | "
-            f"mean return of the group {mean:8.1f} ± {std:6.1f} | "
+            f"mean return of the group {returns} | "
             f"env steps {env_steps:10,d} | {steps_per_s:8,.0f} steps/s",
             flush=True,
         )
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Prints the summary and draws the learning curve of every trial."""
+        """Prints the summary and draws the learning curves of every trial."""
         for trial in trials:
-            curve = self._curves.get(trial.trial_id)
-            if not curve:
+            curves = self._curves.get(trial.trial_id)
+            if not curves:
                 continue
             result = trial.last_result
-            returns = [mean for _, mean, _ in curve]
+            env_steps = int(result["env_runners"]["num_env_steps_sampled_lifetime"])
             print(
-                f"\n{trial}: {result['training_iteration']} iterations, {curve[-1][0]:,d} env "
-                f"steps, {result['time_total_s']:.1f} s of training\n"
-                f"  mean return of a group: last {returns[-1]:.1f}, best {max(returns):.1f}\n"
-                f"  learning curve: {self._draw(trial, curve)}\n"
+                f"\n{trial}: {result['training_iteration']} iterations, {env_steps:,d} env "
+                f"steps, {result['time_total_s']:.1f} s of training"
+            )
+            for module_id, curve in curves.items():
+                returns = [mean for _, mean, _ in curve]
+                name = f" of {module_id}" if len(curves) > 1 else ""
+                print(
+                    f"  mean return of a group{name}: last {returns[-1]:.1f}, "
+                    f"best {max(returns):.1f}"
+                )
+            print(
+                f"  learning curve: {self._draw(trial, curves)}\n"
                 f"  checkpoint: {trial.checkpoint.path if trial.checkpoint else 'none'}"
             )
 
-    def _draw(self, trial: Trial, curve: list[tuple[int, float, float]]) -> Path:
-        env_steps, means, stds = zip(*curve, strict=True)
+    def _draw(self, trial: Trial, curves: Curves) -> Path:
         figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-        low, high = zip(*((m - s, m + s) for m, s in zip(means, stds, strict=True)), strict=True)
-        axes.fill_between(env_steps, low, high, alpha=0.2, label="± 1 standard deviation")
-        axes.plot(env_steps, means, label="mean return of the group")
-        axes.axhline(self._target, color="gray", linestyle="--", linewidth=1, label="target")
-        axes.set(xlabel="env steps", ylabel="return", title=f"GPG on {trial.config['env']}")
+        for module_id, curve in curves.items():
+            env_steps, means, stds = zip(*curve, strict=True)
+            band = ((mean - std, mean + std) for mean, std in zip(means, stds, strict=True))
+            name = f", {module_id}" if len(curves) > 1 else ""
+            axes.fill_between(
+                env_steps,
+                *zip(*band, strict=True),
+                alpha=0.2,
+                label=f"± 1 standard deviation{name}",
+            )
+            axes.plot(env_steps, means, label=f"mean return of the group{name}")
+        if len(curves) == 1:
+            axes.axhline(self._target, color="gray", linestyle="--", linewidth=1, label="target")
+        env = trial.config["env"]
+        name = env if isinstance(env, str) else env.__name__
+        axes.set(xlabel="env steps", ylabel="return", title=f"GPG on {name}")
         axes.legend(loc="best")
         path = Path(trial.path) / "learning_curve.png"
         figure.savefig(path, dpi=120)

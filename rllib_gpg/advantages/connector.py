@@ -109,7 +109,7 @@ class GroupAdvantageEstimation(ConnectorV2):
             estimate = estimate_group(
                 [_observations(episode) for episode in group],
                 rewards,
-                names=[f"episode {episode.id_}" for episode in group],
+                names=[_name(episode) for episode in group],
                 **{**self._settings, **self._module_overrides.get(module_id, {})},
             )
             for episode, advantages in zip(group, estimate.advantages, strict=True):
@@ -131,11 +131,18 @@ def _observations(episode: SingleAgentEpisode) -> Any:
     return batch_items(observations) if isinstance(observations, list) else observations
 
 
+def _name(episode: SingleAgentEpisode) -> str:
+    if episode.agent_id is None:
+        return f"episode {episode.id_}"
+    return f"agent {episode.agent_id!r} of episode {episode.multi_agent_episode_id}"
+
+
 def _check_whole(episode: SingleAgentEpisode) -> None:
     if episode.t_started == 0 and episode.is_done:
         return
+    name = _name(episode)
     raise ValueError(
-        f"Episode {episode.id_} is a fragment (steps {episode.t_started} to {episode.t}, "
+        f"{name[0].upper()}{name[1:]} is a fragment (steps {episode.t_started} to {episode.t}, "
         f"done: {episode.is_done}). GroupAdvantageEstimation needs whole episodes: a return that "
         "stops at a fragment's end is wrong, and there is no critic to continue it with. Sample "
         "with `batch_mode='complete_episodes'`, and with one learner: RLlib slices episodes in "

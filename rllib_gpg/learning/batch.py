@@ -38,6 +38,27 @@ def num_rows(module_batch: ModuleBatch) -> int:
     return len(module_batch[Columns.ADVANTAGES])
 
 
+def select_modules(
+    group: dict[ModuleID, ModuleBatch], policies_to_train: Any
+) -> dict[ModuleID, ModuleBatch]:
+    """Leaves out the modules that aren't to be trained, once for all learners.
+
+    Learners that asked for themselves might disagree, since each has another shard, and then wait
+    for each other for ever. Nor should such a module decide how many minibatches there are.
+
+    Args:
+        group: The batch of the whole group.
+        policies_to_train: The config's setting: None (all), a collection of module IDs, or a
+            function of a module ID and a `MultiAgentBatch`, here of the whole group.
+    """
+    if policies_to_train is None:
+        return group
+    if callable(policies_to_train):
+        batch = _multi_agent_batch(group)
+        return {mid: columns for mid, columns in group.items() if policies_to_train(mid, batch)}
+    return {mid: columns for mid, columns in group.items() if mid in policies_to_train}
+
+
 def plan_minibatches(
     shards: list[MultiAgentBatch],
     *,

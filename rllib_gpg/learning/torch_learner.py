@@ -81,6 +81,13 @@ class GPGTorchLearner(TorchLearner):
             self._kl_coeffs[module_id] = self.config.get_config_for_module(module_id).kl_coeff
         return self._kl_coeffs[module_id]
 
+    @override(Learner)
+    def should_module_be_updated(
+        self, module_id: ModuleID, multi_agent_batch: MultiAgentBatch | None = None
+    ) -> bool:
+        """Says yes to all that is in a batch: `GPG` has left out what isn't to be trained."""
+        return multi_agent_batch is not None or super().should_module_be_updated(module_id)
+
     @override(TorchLearner)
     def compute_loss_for_module(
         self,

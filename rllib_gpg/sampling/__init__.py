@@ -2,5 +2,6 @@
 
 from rllib_gpg.sampling.env_runner import GroupEnvRunner
 from rllib_gpg.sampling.group import SamplingError
+from rllib_gpg.sampling.multi_agent import MultiAgentGroupEnvRunner
 
-__all__ = ["GroupEnvRunner", "SamplingError"]
+__all__ = ["GroupEnvRunner", "MultiAgentGroupEnvRunner", "SamplingError"]

@@ -8,21 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from ray.rllib.utils.metrics import (
-    ENV_TO_MODULE_CONNECTOR,
-    MODULE_TO_ENV_CONNECTOR,
-    RLMODULE_INFERENCE_TIMER,
-    WEIGHTS_SEQ_NO,
-)
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from ray.rllib.utils.spaces.space_utils import unbatch
 
+from rllib_gpg.sampling.module_pipeline import ModulePipeline
 from rllib_gpg.sampling.vector_env import Resets, Steps
 
 if TYPE_CHECKING:
     from rllib_gpg.sampling.env_runner import GroupEnvRunner
 
 
-class PipelineRollout:
+class PipelineRollout(ModulePipeline):
     """What `GroupEnvRunner` does at one vector step, for any module and any connectors.
 
     It does what RLlib's `SingleAgentEnvRunner` does, in its order, for the envs that still run:
@@ -40,10 +36,8 @@ class PipelineRollout:
             explore: Whether to call the module's `forward_exploration` or `forward_inference`.
             random_actions: Whether to draw actions from the action space instead.
         """
-        self._runner = runner
-        self._explore = explore
+        super().__init__(runner, explore=explore)
         self._random_actions = random_actions
-        self._shared_data: dict[str, Any] = {}
         self._to_module: Any = None
         # What the last `act` computed, waiting for the steps it led to.
         self._actions: list[Any] = []
@@ -56,7 +50,7 @@ class PipelineRollout:
             space = self._runner.env.single_action_space
             outputs: dict[str, Any] = {Columns.ACTIONS: [space.sample() for _ in episodes]}
         else:
-            outputs = self._module_to_env(self._forward(), episodes)
+            outputs = self._module_to_env(self._forward(self._to_module), episodes)
         actions = outputs.pop(Columns.ACTIONS)
         for_env = outputs.pop(Columns.ACTIONS_FOR_ENV, actions)
         self._actions = actions if isinstance(actions, list) else unbatch(actions)
@@ -115,41 +109,6 @@ class PipelineRollout:
                 truncated=bool(steps.truncateds[row]),
                 extra_model_outputs=outputs,
             )
-
-    def _forward(self) -> dict[str, Any]:
-        module, metrics = self._runner.module, self._runner.metrics
-        with metrics.log_time(RLMODULE_INFERENCE_TIMER):
-            if self._explore:
-                return module.forward_exploration(
-                    self._to_module, t=self._runner.num_env_steps_sampled_lifetime
-                )
-            return module.forward_inference(self._to_module)
-
-    def _env_to_module(self, episodes: list[SingleAgentEpisode]) -> Any:
-        if self._runner.module is None or not episodes:
-            return None
-        return self._runner.env_to_module(
-            episodes=episodes,
-            batch={},
-            explore=self._explore,
-            rl_module=self._runner.module,
-            shared_data=self._shared_data,
-            metrics=self._runner.metrics,
-            metrics_prefix_key=(ENV_TO_MODULE_CONNECTOR,),
-        )
-
-    def _module_to_env(
-        self, outputs: dict[str, Any], episodes: list[SingleAgentEpisode]
-    ) -> dict[str, Any]:
-        return self._runner.module_to_env(
-            rl_module=self._runner.module,
-            batch=outputs,
-            episodes=episodes,
-            explore=self._explore,
-            shared_data=self._shared_data,
-            metrics=self._runner.metrics,
-            metrics_prefix_key=(MODULE_TO_ENV_CONNECTOR,),
-        )
 
 
 def _rows(

@@ -1,0 +1,173 @@
+"""What env runners for one agent and for several have in common: shares, weights and seeds."""
+
+from __future__ import annotations
+
+import abc
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+import ray
+import torch
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
+from ray.rllib.core import COMPONENT_RL_MODULE
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.typing import EpisodeType, StateDict
+
+from rllib_gpg.sampling.share import Seeds, Share, ShareFailure, ShareResult, Weights
+
+
+class ShareSamplingEnvRunner(EnvRunner):
+    """Samples shares of groups: exactly k started episodes, all of them finished, and seeded.
+
+    To be placed in front of one of RLlib's env runners in the list of base classes, whose
+    `sample(num_episodes=k)` it changes. Sampling by timesteps is left as it is.
+    """
+
+    @override(EnvRunner)
+    def __init__(self, **kwargs: Any):
+        """Takes the arguments of RLlib's env runner."""
+        super().__init__(**kwargs)
+        self._weights_version: int | None = None
+        self._seeds: Seeds | None = None
+        self._num_sample_calls = 0
+        # Whether the env raised; it is made anew then, in whatever state it is.
+        self._is_env_broken = False
+
+    @property
+    def weights_seq_no(self) -> int:
+        """The learner's sequence number of the weights this runner samples with."""
+        return self._weights_seq_no
+
+    @property
+    def ongoing_episodes(self) -> list[Any]:
+        """The episode now running in each env, or None."""
+        return self._ongoing_episodes
+
+    @property
+    def device(self) -> Any:
+        """The device on which the module computes actions."""
+        return self._device
+
+    @property
+    def callbacks(self) -> list[RLlibCallback]:
+        """The user's callback objects."""
+        return self._callbacks
+
+    @property
+    def env_to_module(self) -> ConnectorPipelineV2:
+        """The connector pipeline from episodes to the module's input."""
+        return self._env_to_module
+
+    @property
+    def module_to_env(self) -> ConnectorPipelineV2:
+        """The connector pipeline from the module's output to the env's actions."""
+        return self._module_to_env
+
+    def sample_share(self, share: Share, weights: Weights) -> ShareResult | ShareFailure:
+        """Samples one share of a group with the given weights.
+
+        Args:
+            share: Which episodes to sample.
+            weights: The weights to sample them with, loaded unless they are in place already.
+
+        Returns:
+            The share's episodes, and from a remote env runner its metrics; or what went wrong.
+        """
+        try:
+            if self._is_env_broken:
+                self.make_env()
+                self._is_env_broken = False
+            self.load(weights)
+            self._seeds = share.seeds()
+            episodes = self.sample(num_episodes=share.num_episodes)
+        except Exception as error:  # Reported by the caller; see `ShareFailure`.
+            self._is_env_broken = True
+            return ShareFailure(
+                share, f"{error!r} in env {self.config.env!r}", traceback.format_exc()
+            )
+        # The local env runner is asked for its metrics once per group.
+        metrics = self.get_metrics() if self.worker_index else None
+        # An evaluation's episodes are as large as a group's, and nobody asks for them.
+        kept = [] if share.in_evaluation else episodes
+        return ShareResult(share, weights.version, kept, metrics)
+
+    def load(self, weights: Weights) -> None:
+        """Puts weights in place, unless they are; also those of an older checkpoint.
+
+        Args:
+            weights: The weights that the next episodes are to be sampled with.
+        """
+        if self._weights_version == weights.version:
+            return
+        state = weights.state
+        if isinstance(state, ray.ObjectRef):
+            state = ray.get(state)
+        self.set_state(state)
+        self._weights_version = weights.version
+
+    def set_state(self, state: StateDict) -> None:
+        """Puts a state in place, with weights also of an older checkpoint."""
+        if COMPONENT_RL_MODULE in state:
+            # RLlib ignores weights older than those in place, and would so after going back.
+            self._weights_seq_no = 0
+            # From elsewhere than `load`, such as RLlib's own evaluation: of no known version.
+            self._weights_version = None
+        super().set_state(state)
+
+    def _sample(
+        self,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> list[EpisodeType]:
+        if num_episodes is None:
+            return super()._sample(
+                num_timesteps=num_timesteps,
+                explore=explore,
+                random_actions=random_actions,
+                force_reset=force_reset,
+            )
+        # The envs are left in the middle of nowhere: sampling by timesteps must reset them.
+        self._needs_initial_reset = True
+        self._ongoing_episodes_for_metrics.clear()
+        seeds = self._next_seeds(num_episodes)
+        device = torch.device(self._device)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            if seeds is not None:
+                torch.manual_seed(seeds.actions)
+            multi = isinstance(self.module, MultiRLModule)
+            for module in self.module.values() if multi else [self.module]:
+                if isinstance(module, torch.nn.Module):
+                    module.eval()
+            episodes = self._sample_episodes(num_episodes, seeds, explore, random_actions)
+        self._done_episodes_for_metrics.extend(episodes)
+        return episodes
+
+    @abc.abstractmethod
+    def _sample_episodes(
+        self, num_episodes: int, seeds: Seeds | None, explore: bool, random_actions: bool
+    ) -> list[EpisodeType]:
+        """Starts `num_episodes` episodes and finishes them all; returns them as they were started.
+
+        PyTorch's generator is seeded already, if there are seeds.
+        """
+
+    def _next_seeds(self, num_episodes: int) -> Seeds | None:
+        """Returns the seeds of the share, or of this plain `sample` call, if it is seeded."""
+        seeds, self._seeds = self._seeds, None
+        if seeds is None and self.config.seed is not None:
+            call = (int(self.config.in_evaluation), self.worker_index or 0, self._num_sample_calls)
+            seeds = Seeds.for_sample_call(num_episodes, self.config.seed, *call)
+            self._num_sample_calls += 1
+        return seeds
+
+    def _call_back(self, which: str, env_indices: Iterable[int]) -> None:
+        for index in env_indices:
+            self._make_on_episode_callback(which, index, self._ongoing_episodes)

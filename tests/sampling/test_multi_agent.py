@@ -1,0 +1,535 @@
+"""Several agents: exact, seeded groups of env episodes, and a group of its own per module."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.env_to_module import FlattenObservations
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
+from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
+
+from rllib_gpg import GPG, GPGConfig
+from rllib_gpg.advantages import SpatialBinning
+from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
+from rllib_gpg.validation import check_spaces
+from tests.advantages.naive import naive_advantages
+from tests.envs import (
+    ComingAndGoing,
+    MultiShortOrLong,
+    MultiUnreliable,
+    ShortOrLong,
+    TwoRoles,
+)
+from tests.helpers import GROUP_METRICS, built, same, sample_group, small_config, snapshot
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def to_role(agent_id: Any, episode: MultiAgentEpisode, **kwargs: Any) -> str:
+    return "first" if agent_id in ("a", 0) else "others"
+
+
+def multi_config(env: Any, num_agents: int = 2, **training: Any) -> GPGConfig:
+    """Agent "a" or 0 has a policy of its own; the others share one."""
+    return (
+        small_config(env, **training)
+        .environment(env_config={"num_agents": num_agents} if env is not ComingAndGoing else {})
+        .multi_agent(policies={"first", "others"}, policy_mapping_fn=to_role)
+    )
+
+
+def two_roles_config() -> GPGConfig:
+    """Two agents with spaces of their own, and a policy each."""
+    return (
+        small_config(TwoRoles)
+        .env_runners(
+            env_to_module_connector=lambda env, spaces, device: FlattenObservations(
+                multi_agent=True
+            )
+        )
+        .multi_agent(
+            policies={"reader", "pointer"},
+            policy_mapping_fn=lambda agent_id, episode, **kwargs: agent_id,
+        )
+    )
+
+
+def runner_of(config: GPGConfig) -> MultiAgentGroupEnvRunner:
+    return MultiAgentGroupEnvRunner(config=config, worker_index=0)
+
+
+def traces(episodes: list[MultiAgentEpisode]) -> list[Any]:
+    """What makes two episodes the same, agent by agent."""
+    return [
+        [
+            (
+                agent.agent_id,
+                agent.module_id,
+                np.asarray(agent.get_observations()).tobytes(),
+                np.asarray(agent.get_actions()).tobytes(),
+                np.asarray(agent.get_rewards()).tobytes(),
+                agent.is_terminated,
+                agent.is_truncated,
+            )
+            for agent in sorted(episode.agent_episodes.values(), key=lambda a: str(a.agent_id))
+        ]
+        for episode in episodes
+    ]
+
+
+# Exact groups
+
+
+@pytest.mark.parametrize("num_env_runners", [0, 2])
+def test_every_group_has_exactly_n_whole_episodes(num_env_runners: int) -> None:
+    config = multi_config(ComingAndGoing, group_size=13).env_runners(
+        num_env_runners=num_env_runners
+    )
+    with built(config) as algo:
+        for _ in range(2):
+            group = sample_group(algo)
+            assert len(group) == len({episode.id_ for episode in group}) == 13
+            assert all(episode.is_done and episode.env_t_started == 0 for episode in group)
+
+
+def test_long_episodes_are_half_of_all_episodes() -> None:
+    with built(multi_config(MultiShortOrLong, group_size=24)) as algo:
+        lengths = np.array([len(episode) for _ in range(4) for episode in sample_group(algo)])
+    assert set(lengths.tolist()) == {ShortOrLong.SHORT, ShortOrLong.LONG}
+    # 4 standard deviations of the mean of 96 draws with probability one half.
+    assert abs((lengths == ShortOrLong.LONG).mean() - 0.5) < 4 * 0.5 / 96**0.5
+
+
+@pytest.mark.parametrize("num_episodes", [0, 1, 4, 9])
+def test_sample_returns_exactly_the_episodes_asked_for(num_episodes: int) -> None:
+    runner = runner_of(multi_config(MultiShortOrLong))
+    for _ in range(2):
+        assert len(runner.sample(num_episodes=num_episodes)) == num_episodes
+        # Sampling by timesteps (evaluation with a duration of "auto") is RLlib's own.
+        assert 20 <= sum(map(len, runner.sample(num_timesteps=20))) < 24
+
+
+def test_training_is_the_same_on_0_and_2_env_runners() -> None:
+    groups = []
+    for num_env_runners in (0, 2):
+        config = multi_config(ComingAndGoing, group_size=10).env_runners(
+            num_env_runners=num_env_runners, episodes_per_share=3
+        )
+        with built(config) as algo:
+            algo.train()
+            groups.append(traces(sample_group(algo)))
+    assert groups[0] == groups[1]
+
+
+HASH_SEED_SCRIPT = """
+import torch
+from tests.sampling.test_multi_agent import *
+config = multi_config(ComingAndGoing).multi_agent(policies={"first"}, policy_mapping_fn=all_first)
+torch.manual_seed(0)
+print(traces(runner_of(config).sample(num_episodes=6)))
+"""
+
+
+def test_no_action_depends_on_pythons_hash_seed() -> None:
+    """RLlib keeps agents in sets, and the order of a set of names is another in each process."""
+
+    def run(hash_seed: int) -> str:
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", HASH_SEED_SCRIPT],
+            env={**os.environ, "PYTHONHASHSEED": str(hash_seed)},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+
+    with ThreadPoolExecutor() as pool:
+        first, *others = pool.map(run, range(3))
+    assert first.count("'c'") == 6
+    assert others == [first, first]
+
+
+def at_random(agent_id: Any, episode: MultiAgentEpisode, **kwargs: Any) -> str:
+    return random.choice(["first", "others"])
+
+
+def test_a_share_maps_the_same_agents_again_also_at_random() -> None:
+    config = multi_config(ComingAndGoing).multi_agent(policy_mapping_fn=at_random)
+    state = random.getstate()
+    with built(config) as algo:
+        group = traces(sample_group(algo))
+        algo._num_groups = 0
+        assert traces(sample_group(algo)) == group
+        assert traces(sample_group(algo)) != group
+    assert {trace[1] for episode in group for trace in episode} == {"first", "others"}
+    # Whoever else draws random numbers in this process is left alone.
+    assert random.getstate() == state
+
+
+def test_a_share_that_failed_is_sampled_again_as_it_was() -> None:
+    groups = []
+    for probability in (0.0, 0.004):
+        config = multi_config(MultiUnreliable, group_size=12).fault_tolerance(max_share_failures=50)
+        config.environment(
+            env_config={"num_agents": 2, "probability": probability},
+            disable_env_checking=True,  # it would try every env once
+        )
+        config.env_runners(episodes_per_share=1)
+        with built(config) as algo:
+            result = algo.train()
+            groups.append(traces(sample_group(algo)))
+    # 12 episodes of 103 steps on average, 2 agents: chance of no failure in 1,230 * 2 calls 5e-5.
+    assert result["env_runners"]["num_episodes_redispatched_lifetime"] > 0
+    assert groups[0] == groups[1]
+
+
+# What RLlib's own env runner does
+
+
+class Watching(RLlibCallback):
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_episode_created(self, **kwargs: Any) -> None:
+        self.seen.append(("created", kwargs["env_index"]))
+
+    def on_episode_start(self, *, episode: MultiAgentEpisode, **kwargs: Any) -> None:
+        assert episode.is_reset and len(episode) == 0
+        self.seen.append(("start", kwargs["env_index"]))
+
+    def on_episode_step(self, *, episode: MultiAgentEpisode, **kwargs: Any) -> None:
+        self.seen.append(("step", kwargs["env_index"], episode.env_t))
+
+    def on_episode_end(self, *, episode: MultiAgentEpisode, **kwargs: Any) -> None:
+        assert episode.is_done and kwargs["prev_episode_chunks"] == []
+        self.seen.append(("end", kwargs["env_index"], len(episode), episode.get_return()))
+
+    def on_sample_end(self, *, samples: list[MultiAgentEpisode], **kwargs: Any) -> None:
+        self.seen.append(("sample end", len(samples)))
+
+
+@pytest.mark.parametrize("model_config", [{"fcnet_hiddens": [8]}, {"use_lstm": True}])
+def test_episodes_callbacks_and_metrics_are_those_of_rllibs_env_runner(
+    model_config: dict[str, Any],
+) -> None:
+    """Three episodes, one after the other, of an env without randomness, on the likeliest actions.
+
+    RLlib begins a fourth episode (and drops it).
+    """
+    config = multi_config(ComingAndGoing).callbacks(Watching).rl_module(model_config=model_config)
+    config.environment(env_config={"factor": 2}).env_runners(num_envs_per_env_runner=1)
+    ours, theirs = runner_of(config), MultiAgentEnvRunner(config=config, worker_index=0)
+    theirs.module.set_state(ours.module.get_state())
+    episodes = [runner.sample(num_episodes=3, explore=False) for runner in (ours, theirs)]
+    assert traces(episodes[0]) == traces(episodes[1])
+    for one, other in zip(*episodes, strict=True):
+        for agent_id, agent in one.agent_episodes.items():
+            outputs, expected = agent.extra_model_outputs, other.agent_episodes[agent_id]
+            assert outputs.keys() == expected.extra_model_outputs.keys()
+            assert one.is_numpy and other.is_numpy
+            np.testing.assert_array_equal(
+                agent.get_extra_model_outputs("action_dist_inputs"),
+                expected.get_extra_model_outputs("action_dist_inputs"),
+            )
+    seen, expected_seen = ours.callbacks[0].seen, theirs._callbacks[0].seen
+    assert expected_seen.pop(-2) == ("created", 0)
+    assert seen == expected_seen
+    metrics, expected_metrics = (runner.get_metrics() for runner in (ours, theirs))
+    counted = ("num_", "agent_", "module_steps", "module_episode", "episode_len", "episode_return")
+    names = {name for name in expected_metrics if name.startswith(counted)}
+    assert names == {name for name in metrics if name.startswith(counted)}
+    for name in names:
+        if not name.endswith("throughput"):
+            assert peeked(metrics[name]) == peeked(expected_metrics[name]), name
+
+
+def peeked(stats: Any) -> Any:
+    return {k: v.peek() for k, v in stats.items()} if isinstance(stats, dict) else stats.peek()
+
+
+def test_random_actions_need_no_module_and_are_seeded() -> None:
+    config = two_roles_config()
+    drawn = [
+        traces(runner_of(config).sample(num_episodes=3, random_actions=True)) for _ in range(2)
+    ]
+    assert drawn[0] == drawn[1]
+
+
+def test_a_non_finite_observation_is_named_with_its_agent() -> None:
+    config = multi_config(ComingAndGoing).environment(env_config={"factor": np.nan})
+    with pytest.raises(ValueError, match=r"agent 'a' of episode \w+: the observation at step 0"):
+        runner_of(config).sample(num_episodes=1)
+
+
+# A module's group
+
+
+def rewards_of(group: list[MultiAgentEpisode], agents: str) -> list[list[float]]:
+    """The rewards of some agents' steps, by the env's own account, in the order of the batch."""
+    factors = [episode.agent_episodes["a"].get_observations(0)[0] for episode in group]
+    return [
+        [factor * reward for reward in ComingAndGoing.REWARDS[agent]]
+        for factor in factors
+        for agent in agents
+    ]
+
+
+def test_a_modules_group_is_all_trajectories_of_its_agents_in_their_own_steps() -> None:
+    config = multi_config(ComingAndGoing, gamma=0.5, normalize_advantages=False)
+    with built(config) as algo:
+        group = sample_group(algo)
+        batch = algo._estimate_advantages(group)
+    for module_id, agents in (("first", "a"), ("others", "bc")):
+        rewards = rewards_of(group, agents)
+        expected = naive_advantages(
+            rewards, rewards, gamma=0.5, binning=lambda observations, timesteps: timesteps
+        )
+        np.testing.assert_allclose(
+            batch[module_id][Columns.ADVANTAGES], np.concatenate(expected), rtol=1e-5, atol=1e-4
+        )
+
+
+def test_gamma_binning_clip_and_entropy_may_differ_from_module_to_module() -> None:
+    config = multi_config(ComingAndGoing, gamma=0.5, normalize_advantages=False, lr=0.03)
+    config.multi_agent(
+        algorithm_config_overrides_per_module={
+            "others": {
+                "gamma": 0.9,
+                "binning": "universal",
+                "clip_param": 1e6,
+                "entropy_coeff": 0.25,
+            }
+        }
+    )
+    with built(config) as algo:
+        group = sample_group(algo)
+        batch = algo._estimate_advantages(group)
+        results = algo.train()["learners"]
+    rewards = rewards_of(group, "bc")
+    expected = naive_advantages(
+        rewards, rewards, gamma=0.9, binning=lambda observations, timesteps: 0 * timesteps
+    )
+    np.testing.assert_allclose(
+        batch["others"][Columns.ADVANTAGES], np.concatenate(expected), rtol=1e-5, atol=1e-3
+    )
+    rewards = rewards_of(group, "a")
+    expected = naive_advantages(
+        rewards, rewards, gamma=0.5, binning=lambda observations, timesteps: timesteps
+    )
+    np.testing.assert_allclose(
+        batch["first"][Columns.ADVANTAGES], np.concatenate(expected), rtol=1e-5, atol=1e-4
+    )
+    assert results["others"]["curr_entropy_coeff"] == 0.25
+    assert results["first"]["curr_entropy_coeff"] == 0.0
+    assert results["others"]["clip_fraction"] == 0.0 < results["first"]["clip_fraction"]
+    for module_id in ("first", "others"):
+        assert results[module_id].keys() >= GROUP_METRICS
+
+
+# Learning
+
+
+def module_state(algo: GPG, module_id: str) -> dict[str, Any]:
+    return snapshot(algo)["rl_module"][module_id]
+
+
+@pytest.mark.parametrize(
+    ("num_learners", "to_train", "trained"),
+    [
+        (0, None, {"first", "others"}),
+        (0, ["first"], {"first"}),
+        (2, ["others"], {"others"}),
+        (0, lambda module_id, batch: module_id == "others", {"others"}),
+        # What has more than 60 steps in the group; it has fewer in the shard of each learner.
+        (2, lambda module_id, batch: batch[module_id].count > 60, {"first"}),
+        (0, lambda module_id, batch: False, set()),
+        (2, lambda module_id, batch: False, set()),
+    ],
+)
+def test_policies_to_train(num_learners: int, to_train: Any, trained: set[str]) -> None:
+    """Weights and observation statistics of the others stay what they are, to the last bit."""
+    config = multi_config(ComingAndGoing).multi_agent(policies_to_train=to_train)
+    config.rl_module(model_config={"fcnet_hiddens": [8], "normalize_observations": True})
+    config.learners(num_learners=num_learners)
+    with built(config) as algo:
+        before = {module_id: module_state(algo, module_id) for module_id in ("first", "others")}
+        for _ in range(2):
+            results = without_hanging(algo.train)["learners"]
+        for module_id, state in before.items():
+            assert same(module_state(algo, module_id), state) == (module_id not in trained)
+            assert ("policy_loss" in results[module_id]) == (module_id in trained)
+
+
+def without_hanging(function: Any) -> Any:
+    """Calls a function that takes seconds, and gives up on it after minutes."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        return pool.submit(function).result(timeout=120)
+    finally:
+        pool.shutdown(wait=False)
+
+
+def all_first(agent_id: Any, episode: MultiAgentEpisode, **kwargs: Any) -> str:
+    return "first"
+
+
+@pytest.mark.parametrize("num_learners", [0, 2])
+def test_a_module_without_a_step_in_the_group_stays_as_it_is(num_learners: int) -> None:
+    config = multi_config(ComingAndGoing).multi_agent(policy_mapping_fn=all_first)
+    with built(config.learners(num_learners=num_learners)) as algo:
+        before = {module_id: module_state(algo, module_id) for module_id in ("first", "others")}
+        for _ in range(2):
+            results = without_hanging(algo.train)["learners"]
+        assert "others" not in results or "policy_loss" not in results["others"]
+        assert not same(module_state(algo, "first"), before["first"])
+        assert same(module_state(algo, "others"), before["others"])
+
+
+def test_advantages_are_equal_with_0_1_and_2_learners() -> None:
+    batches = []
+    for num_learners in (0, 1, 2):
+        config = multi_config(ComingAndGoing)
+        with built(config.learners(num_learners=num_learners)) as algo:
+            batches.append(algo._estimate_advantages(sample_group(algo)))
+    for batch in batches[1:]:
+        for module_id in ("first", "others"):
+            np.testing.assert_array_equal(
+                batch[module_id][Columns.ADVANTAGES], batches[0][module_id][Columns.ADVANTAGES]
+            )
+
+
+@pytest.mark.parametrize("num_learners", [0, 1])
+def test_modules_may_be_added_and_removed_between_groups(num_learners: int) -> None:
+    config = multi_config(ComingAndGoing).learners(num_learners=num_learners)
+    with built(config) as algo:
+        algo.train()
+        algo.add_module(
+            "late",
+            RLModuleSpec.from_module(algo.get_module("others")),
+            config_overrides={"gamma": 0.5, "normalize_advantages": False},
+            new_agent_to_module_mapping_fn=lambda agent_id, episode, **kwargs: (
+                "late" if agent_id == "c" else "first"
+            ),
+        )
+        group = sample_group(algo)
+        batch = algo._estimate_advantages(group)
+        assert batch.keys() == {"first", "late"}
+        rewards = rewards_of(group, "c")
+        expected = naive_advantages(
+            rewards, rewards, gamma=0.5, binning=lambda observations, timesteps: timesteps
+        )
+        np.testing.assert_allclose(
+            batch["late"][Columns.ADVANTAGES], np.concatenate(expected), rtol=1e-5, atol=1e-4
+        )
+        before = module_state(algo, "late")
+        assert "policy_loss" in without_hanging(algo.train)["learners"]["late"]
+        assert not same(module_state(algo, "late"), before)
+        algo.remove_module("late", new_agent_to_module_mapping_fn=to_role)
+        assert algo._estimate_advantages(sample_group(algo)).keys() == {"first", "others"}
+        without_hanging(algo.train)
+
+
+@pytest.mark.parametrize("num_learners", [0, 2])
+def test_recurrent_modules_take_each_agents_steps_as_a_sequence(num_learners: int) -> None:
+    config = multi_config(ComingAndGoing, minibatch_size=None)
+    config.rl_module(model_config={"use_lstm": True, "max_seq_len": 3, "lstm_cell_size": 8})
+    with built(config.learners(num_learners=num_learners)) as algo:
+        batch = algo._estimate_advantages(sample_group(algo))
+        # 8 episodes: of 8 steps of "a", 2 of "b" and 3 of "c".
+        assert batch["first"][Columns.SEQ_LENS].tolist() == [3, 3, 2] * 8
+        assert batch["others"][Columns.SEQ_LENS].tolist() == [2, 3] * 8
+        for _ in range(2):
+            results = without_hanging(algo.train)["learners"]
+        for module_id in ("first", "others"):
+            assert np.isfinite(results[module_id]["policy_loss"])
+
+
+# Checkpoints and evaluation
+
+
+def test_a_restored_run_samples_the_next_group_with_the_same_policies(tmp_path: Any) -> None:
+    with built(multi_config(ComingAndGoing)) as algo:
+        algo.train()
+        checkpoint = algo.save_to_path(tmp_path / "checkpoint")
+        state, group = snapshot(algo), traces(sample_group(algo))
+        algo.train()
+        algo.restore_from_path(checkpoint)
+        assert traces(sample_group(algo)) == group
+    restored = GPG.from_checkpoint(checkpoint)
+    try:
+        assert same(snapshot(restored), state)
+        assert traces(sample_group(restored)) == group
+        assert restored.config.env_runner_cls is MultiAgentGroupEnvRunner
+    finally:
+        restored.stop()
+
+
+@pytest.mark.parametrize("num_env_runners", [0, 2])
+def test_evaluation_by_episodes_is_exact(num_env_runners: int) -> None:
+    config = multi_config(MultiShortOrLong).evaluation(
+        evaluation_interval=1,
+        evaluation_duration=7,
+        evaluation_duration_unit="episodes",
+        evaluation_num_env_runners=num_env_runners,
+    )
+    with built(config) as algo:
+        for _ in range(2):
+            assert algo.evaluate()["env_runners"]["num_episodes"] == 7
+
+
+# Configs
+
+
+def test_the_default_env_runner_follows_from_the_policies() -> None:
+    config = small_config("CartPole-v1")
+    assert config.env_runner_cls is GroupEnvRunner
+    config = multi_config(ComingAndGoing)
+    assert config.env_runner_cls is MultiAgentGroupEnvRunner
+    again = GPGConfig().update_from_dict(config.to_dict())
+    assert again.env_runner_cls is MultiAgentGroupEnvRunner
+
+    class Mine(MultiAgentGroupEnvRunner):
+        pass
+
+    config.env_runners(env_runner_cls=Mine).validate()
+    assert config.env_runner_cls is Mine
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"env_runner_cls": GroupEnvRunner}, "must be MultiAgentGroupEnvRunner"),
+        ({"max_episode_steps": 10}, "`max_episode_steps` can't cut .* multi-agent"),
+        ({"gym_env_vectorize_mode": "async"}, "`gym_env_vectorize_mode='async'` is for single"),
+    ],
+)
+def test_what_multi_agent_envs_cannot_do_is_refused(settings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        multi_config(ComingAndGoing).env_runners(**settings).validate()
+
+
+def test_state_bins_of_an_agent_with_one_hot_states_do_not_warn() -> None:
+    config = two_roles_config().multi_agent(
+        algorithm_config_overrides_per_module={"reader": {"binning": "state"}}
+    )
+    with warnings.catch_warnings(), built(config) as algo:
+        warnings.simplefilter("error", UserWarning)
+        check_spaces(algo.config, algo.spaces)
+
+
+def test_a_bad_binning_of_one_module_is_refused() -> None:
+    config = multi_config(ComingAndGoing).multi_agent(
+        algorithm_config_overrides_per_module={"others": {"binning": SpatialBinning((1.0,) * 3)}}
+    )
+    with pytest.raises(ValueError, match="epsilon has 3 entries"), built(config):
+        pass
