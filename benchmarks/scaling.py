@@ -55,10 +55,11 @@ EPISODE_STEPS = 100
 STEP_S = 0.01
 
 
-def seconds_per_step(config: Mapping[str, Any]) -> float:
-    """Returns `step_s` of an env's config, times `slow_down` on env runner 1."""
-    is_slow = getattr(config, "worker_index", 0) == 1
-    return config["step_s"] * (config.get("slow_down", 1) if is_slow else 1)
+def slow_down_first(*, env_runner: Any, env: Any, env_context: Any, **kwargs: Any) -> None:
+    """Makes the envs of env runner 1 slower by `slow_down` of the env's config."""
+    if env_runner.worker_index == 1:
+        for sub_env in getattr(env.unwrapped, "envs", [env]):
+            sub_env.unwrapped.step_s *= env_context["slow_down"]
 
 
 class WaitingEnv(gym.Env):
@@ -68,8 +69,8 @@ class WaitingEnv(gym.Env):
     action_space = ACTION_SPACE
 
     def __init__(self, config: Mapping[str, Any]):
-        """Takes `step_s`, the seconds that a step takes, and `slow_down`, a factor for runner 1."""
-        self._step_s = seconds_per_step(config)
+        """Takes `step_s`, the seconds that a step takes."""
+        self.step_s = config["step_s"]
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         """Begins an episode at once."""
@@ -79,7 +80,7 @@ class WaitingEnv(gym.Env):
 
     def step(self, action: Any) -> Any:
         """Waits."""
-        time.sleep(self._step_s)
+        time.sleep(self.step_s)
         self._num_steps += 1
         observation = np.zeros(OBSERVATION_SPACE.shape, np.float32)
         return observation, 1.0, self._num_steps >= EPISODE_STEPS, False, {}
@@ -92,7 +93,7 @@ class WaitingVectorEnv(VectorEnv):
 
     def __init__(self, config: Mapping[str, Any]):
         """Takes `num_envs`, and what `WaitingEnv` takes."""
-        self._step_s = seconds_per_step(config)
+        self.step_s = config["step_s"]
         self.num_envs = num_envs = config["num_envs"]
         self.single_observation_space = OBSERVATION_SPACE
         self.single_action_space = ACTION_SPACE
@@ -108,7 +109,7 @@ class WaitingVectorEnv(VectorEnv):
 
     def step(self, actions: Any) -> Any:
         """Waits; an env whose episode is over begins the next instead of stepping."""
-        time.sleep(self._step_s)
+        time.sleep(self.step_s)
         was_over = self._left == 0
         self._left = np.where(was_over, self._lengths(), self._left - 1)
         rewards, none = np.where(was_over, 0.0, 1.0), np.zeros(self.num_envs, np.bool_)
@@ -271,7 +272,7 @@ def trade_off(sizes: list[int], num_env_runners: int, group_size: int, slow_down
     )
     config.env_runners(
         num_envs_per_env_runner=num_envs, gym_env_vectorize_mode="vector_entry_point"
-    )
+    ).callbacks(on_environment_created=slow_down_first)
     speed = num_envs * (num_env_runners - 1 + 1 / slow_down) / STEP_S
     with sampler(config) as runners:
         for size in sizes:
@@ -296,6 +297,7 @@ def slow_runner(group_size: int, step_s: float) -> None:
     config = base_config(num_env_runners).environment(
         WaitingEnv, env_config={"step_s": step_s, "slow_down": slow_down}
     )
+    config.callbacks(on_environment_created=slow_down_first)
     static = group_size // num_env_runners
     with sampler(config) as runners:
         # A single share goes to runner 1, the slow one.

@@ -12,11 +12,12 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from rllib_gpg import GPGConfig
 from rllib_gpg.validation import CRITIC_SETTINGS
 
-PAGE = Path(__file__).parent.parent / "docs" / "from_ppo.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = DOCS / "from_ppo.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: Path = PAGE) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -37,6 +38,15 @@ def test_the_code_runs_and_prints_what_the_page_says(capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out
     for output in promised:
         assert output in printed
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_code_of_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page, scope = DOCS / "in_rllib.md", {"__name__": "__main__"}
+    for block in blocks("python", page):
+        exec(compile(block, str(page), "exec"), scope)
+    # Without rooms, all steps are in the bin of room 0.
+    assert capsys.readouterr().out.splitlines()[-1] == "1"
 
 
 def test_defaults_are_those_of_the_configs() -> None:
