@@ -13,6 +13,7 @@ import pytest
 import ray
 import torch
 import tree
+from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
@@ -113,6 +114,16 @@ def run_pipeline(algo: GPG, episodes: list[Any], config: GPGConfig | None = None
         shared_data={},
         metrics=MetricsLogger(root=False),
     )[DEFAULT_MODULE_ID]
+
+
+class PlusTheStep(ConnectorV2):
+    """Shapes rewards: adds 1, 2, 3, .. to those of an episode."""
+
+    def __call__(self, *, batch: Any, episodes: Any, **kwargs: Any) -> Any:
+        for episode in self.single_agent_episode_iterator(episodes):
+            shaped = episode.get_rewards() + np.arange(1, len(episode) + 1)
+            episode.set_rewards(new_data=shaped)
+        return batch
 
 
 class LinearPolicy(TorchRLModule):

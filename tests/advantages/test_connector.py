@@ -26,6 +26,7 @@ from tests.envs import Identity, ShortOrLong
 from tests.helpers import (
     GROUP_METRICS,
     SMALL_NET,
+    PlusTheStep,
     built,
     module_results,
     run_pipeline,
@@ -129,16 +130,6 @@ def test_overrides_of_a_module_reach_the_estimator() -> None:
 
 
 # Custom pieces in front.
-
-
-class PlusTheStep(ConnectorV2):
-    """Shapes rewards: adds 1, 2, 3, .. to those of an episode."""
-
-    def __call__(self, *, batch: Any, episodes: Any, **kwargs: Any) -> Any:
-        for episode in self.single_agent_episode_iterator(episodes):
-            shaped = episode.get_rewards() + np.arange(1, len(episode) + 1)
-            episode.set_rewards(new_data=shaped)
-        return batch
 
 
 class Halved(ConnectorV2):

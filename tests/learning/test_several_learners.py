@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from rllib_gpg import GPG, GPGConfig
@@ -20,6 +19,7 @@ from rllib_gpg.learning import GPGTorchLearner
 from tests.envs import Identity, ShortOrLong
 from tests.helpers import (
     SMALL_NET,
+    PlusTheStep,
     Recorder,
     built,
     each_learner,
@@ -46,16 +46,6 @@ def guarded(config: GPGConfig) -> Iterator[GPG]:
         else:
             with watchdog(algo, 120.0):
                 yield algo
-
-
-class PlusTheStep(ConnectorV2):
-    """Shapes rewards: adds 1, 2, 3, .. to those of an episode."""
-
-    def __call__(self, *, batch: Any, episodes: Any, **kwargs: Any) -> Any:
-        for episode in self.single_agent_episode_iterator(episodes):
-            shaped = episode.get_rewards() + np.arange(1, len(episode) + 1)
-            episode.set_rewards(new_data=shaped)
-        return batch
 
 
 def one_update(config: GPGConfig, num_learners: int) -> tuple[np.ndarray, list[Any], Any]:
