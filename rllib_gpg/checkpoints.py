@@ -29,10 +29,15 @@ def check_checkpoint(path: Any, *, component: str | None = None, filesystem: Any
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If something is missing in it, or can't be read.
+        ValueError: If something is missing in it, or can't be read; or if the path is relative.
     """
     folder = str(path)
     if filesystem is None:
+        if "://" not in folder and not pathlib.Path(folder).is_absolute():
+            raise ValueError(
+                f"The path of a checkpoint must be absolute or a URI: {folder!r} isn't; did you "
+                f"mean {str(pathlib.Path(folder).absolute())!r}?"
+            )
         filesystem, folder = pyarrow.fs.FileSystem.from_uri(folder)
     if filesystem.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
         raise FileNotFoundError(f"There is no checkpoint at {path}: not a folder.")

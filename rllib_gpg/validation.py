@@ -24,6 +24,19 @@ CRITIC_SETTINGS = frozenset(
     {"use_critic", "use_gae", "lambda_", "vf_loss_coeff", "vf_clip_param", "vf_share_layers"}
 )
 
+# What all modules of one update have in common.
+_COMMON_TO_MODULES = frozenset(
+    {
+        "group_size",
+        "episodes_per_share",
+        "max_episode_steps",
+        "num_epochs",
+        "num_minibatches",
+        "minibatch_size",
+        "shuffle_batch_per_epoch",
+    }
+)
+
 # A key that RLlib translates into several settings.
 _MULTI_AGENT = "multiagent"
 
@@ -80,6 +93,12 @@ def check_config(config: GPGConfig) -> None:
     """
     _check_module_settings(config)
     for module_id, overrides in config.algorithm_config_overrides_per_module.items():
+        common = sorted(_COMMON_TO_MODULES & overrides.keys())
+        if common:
+            config._value_error(
+                f"These settings can't differ from module to module, but are set for "
+                f"{module_id!r}: {', '.join(common)}. Set them for the whole algorithm."
+            )
         module_config = config.copy(copy_frozen=False).update_from_dict(overrides)
         _check_module_settings(module_config, f" of module {module_id!r}")
     # The evaluation copy of a config gets fragment lengths from RLlib, and it collects no groups.

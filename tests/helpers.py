@@ -90,6 +90,17 @@ def watchdog(algo: GPG, seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
+@contextmanager
+def guarded(config: GPGConfig) -> Iterator[GPG]:
+    """Far longer than any test here takes, far shorter than the half hour of DDP's own limit."""
+    with built(config) as algo:
+        if config.num_learners == 0:
+            yield algo
+        else:
+            with watchdog(algo, 120.0):
+                yield algo
+
+
 def each_learner(algo: GPG, function: Callable[[Any], Any]) -> list[Any]:
     """What the function gives for each learner."""
     results = algo.learner_group.foreach_learner(function)

@@ -325,3 +325,12 @@ def test_an_env_with_a_limit_is_not_talked_about(
     finally:
         logger.removeHandler(caplog.handler)
     assert not [r for r in caplog.records if "No episode has ended" in r.getMessage()]
+
+
+@pytest.mark.parametrize("setting", ["group_size", "num_epochs", "minibatch_size"])
+def test_what_all_modules_have_in_common_is_refused_for_one(setting: str) -> None:
+    config = small_config("CartPole-v1").rl_module(
+        algorithm_config_overrides_per_module={"default_policy": {setting: 4}}
+    )
+    with pytest.raises(ValueError, match=f"can't differ from module to module.*: {setting}"):
+        config.validate()

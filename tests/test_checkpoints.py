@@ -392,6 +392,12 @@ def test_a_path_without_a_checkpoint_is_named(tmp_path: Path, running: GPG) -> N
             restore(tmp_path / "nowhere")
 
 
+def test_a_relative_path_is_refused_with_the_absolute_one(running: GPG) -> None:
+    for restore in (running.restore_from_path, GPG.from_checkpoint):
+        with pytest.raises(ValueError, match=r"must be absolute .* did you mean '/.*/runs/best'"):
+            restore("runs/best")
+
+
 def test_a_save_that_is_interrupted_leaves_what_is_refused(
     tmp_path: Path, running: GPG, monkeypatch: pytest.MonkeyPatch
 ) -> None:

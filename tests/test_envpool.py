@@ -409,3 +409,11 @@ def test_without_envpool_the_error_says_how_to_install_it(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "envpool", None)  # makes `import envpool` fail
     with pytest.raises(ImportError, match=r'pip install "rllib_gpg\[envpool\]"'):
         register_envpool("CartPole-v1")
+
+
+def test_a_new_pool_is_silent(recwarn: pytest.WarningsRecorder) -> None:
+    env = EnvPoolVectorEnv("CartPole-v1", num_envs=2)
+    recwarn.clear()
+    for seed in (1, 2):
+        env.reset(seed=seed)
+    assert not recwarn.list

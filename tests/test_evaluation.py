@@ -164,13 +164,15 @@ def test_metrics_and_callbacks_of_ppo_are_there() -> None:
 
 def test_auto_evaluates_for_as_long_as_the_training_takes() -> None:
     config = evaluating(Identity, 1, duration="auto", evaluation_parallel_to_training=True)
-    # Long enough for results to come back, which RLlib takes in as it sends the next request.
+    # Results come back while RLlib waits for the training: at the latest when the machine is free.
     config.reporting(min_time_s_per_iteration=1)
     with built(config) as algo:
-        for _ in range(2):
-            runners = algo.train()["evaluation"]["env_runners"]
-            assert runners["num_env_steps_sampled"] >= 100
-            assert runners["num_episodes"] >= 1
+        results = [algo.train()["evaluation"] for _ in range(5)]
+    came = [result["env_runners"] for result in results if "env_runners" in result]
+    assert came
+    for runners in came:
+        assert runners["num_env_steps_sampled"] >= 100
+        assert runners["num_episodes"] >= 1
 
 
 def test_a_custom_evaluation_function_stays() -> None:

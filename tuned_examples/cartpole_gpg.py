@@ -11,8 +11,8 @@ It takes RLlib's flags for example scripts: `--num-env-runners=2 --num-envs-per-
 gathers the 32 episodes with two remote env runners; `--as-test` fails unless a group's mean return
 reaches `--stop-reward`.
 
-What to expect: a mean return of 475 in one group after 14, 16 and 22 iterations (seeds 0, 1, 2;
-99,000 to 190,000 env steps, under 10 s on 2 cores), 500 after 18, 20 and 29. The paper reports 481
+What to expect: a mean return of 475 in one group after 19, 14 and 20 iterations (seeds 0, 1, 2;
+104,000 to 147,000 env steps, under 10 s on 2 cores), 500 after 22, 23 and 26. The paper reports 481
 ± 11 after 200 iterations.
 """
 

@@ -10,8 +10,8 @@ How to run it::
 
 With `binning="state"`, every state a bin of its own, -13 was reached after 59 iterations (seed 0).
 
-What to expect: a mean return of -13, the optimum, in every episode of a group after 66, 59 and 53
-iterations (seeds 0, 1, 2; 0.45 to 0.71 million env steps, most of them in the first 30 iterations,
+What to expect: a mean return of -13, the optimum, in every episode of a group after 59, 59 and 57
+iterations (seeds 0, 1, 2; 0.48 to 0.53 million env steps, most of them in the first 30 iterations,
 20 s on 2 cores). The paper reports -17, the safe detour, after 200 iterations.
 """
 

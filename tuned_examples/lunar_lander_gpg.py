@@ -8,8 +8,8 @@ How to run it::
 
     python tuned_examples/lunar_lander_gpg.py
 
-What to expect: a mean return of 200 in a group after 62, 53 and 66 iterations (seeds 0, 1, 2; 0.9
-to 1.2 million env steps, a minute on one core), and 256, 273 and 267 after 150 (1.8 to 2.0 million
+What to expect: a mean return of 200 in a group after 61, 69 and 46 iterations (seeds 0, 1, 2; 0.7
+to 1.5 million env steps, a minute on one core), and 262, 272 and 263 after 150 (1.6 to 2.2 million
 env steps). The paper reports 170 ± 21 after 200 iterations with 32 rollouts.
 """
 

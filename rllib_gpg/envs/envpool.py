@@ -20,6 +20,7 @@ What is different from gymnasium's env of the same id:
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -128,7 +129,10 @@ class EnvPoolVectorEnv(VectorEnv):
             seeds = np.random.default_rng(seed).integers(2**31, size=self.num_envs)
             self._pool = None  # The old pool's threads and memory go before the new ones come.
             self._pool = self._make(num_envs=self.num_envs, seed=seeds)
-        observations, infos = self._pool.reset()
+        with warnings.catch_warnings():
+            # Each new pool makes its spaces again, and gymnasium warns of their bounds in float64.
+            warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+            observations, infos = self._pool.reset()
         return self._as_in_space(observations), self._vector_infos(infos)
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:

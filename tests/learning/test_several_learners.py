@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from rllib_gpg import GPG, GPGConfig
+from rllib_gpg import GPGConfig
 from rllib_gpg.learning import GPGTorchLearner
 from tests.envs import Identity, ShortOrLong
 from tests.helpers import (
@@ -23,6 +21,7 @@ from tests.helpers import (
     Recorder,
     built,
     each_learner,
+    guarded,
     module_results,
     same,
     sample_group,
@@ -35,17 +34,6 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 LSTM = {**SMALL_NET, "use_lstm": True, "lstm_cell_size": 4, "max_seq_len": 16}
 # Gradients of a nearly uniform first policy would be all but the same for all steps.
 FIRST_POLICY = {"head_fcnet_kernel_initializer_kwargs": {"gain": 1.0}}
-
-
-@contextmanager
-def guarded(config: GPGConfig) -> Iterator[GPG]:
-    """Far longer than any test here takes, far shorter than the half hour of DDP's own limit."""
-    with built(config) as algo:
-        if config.num_learners == 0:
-            yield algo
-        else:
-            with watchdog(algo, 120.0):
-                yield algo
 
 
 def one_update(config: GPGConfig, num_learners: int) -> tuple[np.ndarray, list[Any], Any]:

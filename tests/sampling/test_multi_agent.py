@@ -31,7 +31,15 @@ from tests.envs import (
     ShortOrLong,
     TwoRoles,
 )
-from tests.helpers import GROUP_METRICS, built, same, sample_group, small_config, snapshot
+from tests.helpers import (
+    GROUP_METRICS,
+    built,
+    guarded,
+    same,
+    sample_group,
+    small_config,
+    snapshot,
+)
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -348,12 +356,17 @@ def module_state(algo: GPG, module_id: str) -> dict[str, Any]:
     [
         (0, None, {"first", "others"}),
         (0, ["first"], {"first"}),
-        (2, ["others"], {"others"}),
+        pytest.param(2, ["others"], {"others"}, marks=pytest.mark.slow),
         (0, lambda module_id, batch: module_id == "others", {"others"}),
         # What has more than 60 steps in the group; it has fewer in the shard of each learner.
-        (2, lambda module_id, batch: batch[module_id].count > 60, {"first"}),
+        pytest.param(
+            2,
+            lambda module_id, batch: batch[module_id].count > 60,
+            {"first"},
+            marks=pytest.mark.slow,
+        ),
         (0, lambda module_id, batch: False, set()),
-        (2, lambda module_id, batch: False, set()),
+        pytest.param(2, lambda module_id, batch: False, set(), marks=pytest.mark.slow),
     ],
 )
 def test_policies_to_train(num_learners: int, to_train: Any, trained: set[str]) -> None:
@@ -364,42 +377,34 @@ def test_policies_to_train(num_learners: int, to_train: Any, trained: set[str]) 
     with built(config) as algo:
         before = {module_id: module_state(algo, module_id) for module_id in ("first", "others")}
         for _ in range(2):
-            results = without_hanging(algo.train)["learners"]
+            results = algo.train()["learners"]
         for module_id, state in before.items():
             assert same(module_state(algo, module_id), state) == (module_id not in trained)
             assert ("policy_loss" in results[module_id]) == (module_id in trained)
-
-
-def without_hanging(function: Any) -> Any:
-    """Calls a function that takes seconds, and gives up on it after minutes."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        return pool.submit(function).result(timeout=120)
-    finally:
-        pool.shutdown(wait=False)
 
 
 def all_first(agent_id: Any, episode: MultiAgentEpisode, **kwargs: Any) -> str:
     return "first"
 
 
-@pytest.mark.parametrize("num_learners", [0, 2])
+@pytest.mark.parametrize("num_learners", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_module_without_a_step_in_the_group_stays_as_it_is(num_learners: int) -> None:
     config = multi_config(ComingAndGoing).multi_agent(policy_mapping_fn=all_first)
-    with built(config.learners(num_learners=num_learners)) as algo:
+    with guarded(config.learners(num_learners=num_learners)) as algo:
         before = {module_id: module_state(algo, module_id) for module_id in ("first", "others")}
         for _ in range(2):
-            results = without_hanging(algo.train)["learners"]
+            results = algo.train()["learners"]
         assert "others" not in results or "policy_loss" not in results["others"]
         assert not same(module_state(algo, "first"), before["first"])
         assert same(module_state(algo, "others"), before["others"])
 
 
+@pytest.mark.slow
 def test_advantages_are_equal_with_0_1_and_2_learners() -> None:
     batches = []
     for num_learners in (0, 1, 2):
         config = multi_config(ComingAndGoing)
-        with built(config.learners(num_learners=num_learners)) as algo:
+        with guarded(config.learners(num_learners=num_learners)) as algo:
             batches.append(algo._estimate_advantages(sample_group(algo)))
     for batch in batches[1:]:
         for module_id in ("first", "others"):
@@ -432,24 +437,24 @@ def test_modules_may_be_added_and_removed_between_groups(num_learners: int) -> N
             batch["late"][Columns.ADVANTAGES], np.concatenate(expected), rtol=1e-5, atol=1e-4
         )
         before = module_state(algo, "late")
-        assert "policy_loss" in without_hanging(algo.train)["learners"]["late"]
+        assert "policy_loss" in algo.train()["learners"]["late"]
         assert not same(module_state(algo, "late"), before)
         algo.remove_module("late", new_agent_to_module_mapping_fn=to_role)
         assert algo._estimate_advantages(sample_group(algo)).keys() == {"first", "others"}
-        without_hanging(algo.train)
+        algo.train()
 
 
-@pytest.mark.parametrize("num_learners", [0, 2])
+@pytest.mark.parametrize("num_learners", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_recurrent_modules_take_each_agents_steps_as_a_sequence(num_learners: int) -> None:
     config = multi_config(ComingAndGoing, minibatch_size=None)
     config.rl_module(model_config={"use_lstm": True, "max_seq_len": 3, "lstm_cell_size": 8})
-    with built(config.learners(num_learners=num_learners)) as algo:
+    with guarded(config.learners(num_learners=num_learners)) as algo:
         batch = algo._estimate_advantages(sample_group(algo))
         # 8 episodes: of 8 steps of "a", 2 of "b" and 3 of "c".
         assert batch["first"][Columns.SEQ_LENS].tolist() == [3, 3, 2] * 8
         assert batch["others"][Columns.SEQ_LENS].tolist() == [2, 3] * 8
         for _ in range(2):
-            results = without_hanging(algo.train)["learners"]
+            results = algo.train()["learners"]
         for module_id in ("first", "others"):
             assert np.isfinite(results[module_id]["policy_loss"])
 
@@ -474,7 +479,7 @@ def test_a_restored_run_samples_the_next_group_with_the_same_policies(tmp_path: 
         restored.stop()
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 2])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_evaluation_by_episodes_is_exact(num_env_runners: int) -> None:
     config = multi_config(MultiShortOrLong).evaluation(
         evaluation_interval=1,
