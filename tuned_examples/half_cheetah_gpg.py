@@ -10,8 +10,8 @@ How to run it::
 
 A larger group is worth more here: see `--num-env-runners`, and the paper's 2,774 with 128 episodes.
 
-What to expect: a mean return of 700 in a group after 83, 78 and 93 iterations, and 1,114, 1,114 and
-1,105 after 120 (seeds 0, 1, 2; 1.9 million env steps, 200 s on one core). The paper reports 1,000 ±
+What to expect: a mean return of 700 in a group after 98, 84 and 91 iterations, and 831, 1,087 and
+817 after 120 (seeds 0, 1, 2; 1.9 million env steps, 260 s on one core). The paper reports 1,000 ±
 130 after 200 iterations with 16 rollouts, and its PPO 736 ± 150.
 """
 
