@@ -106,7 +106,7 @@ def step_by_step(env: Any, spaces: Any, device: Any) -> FlattenObservations:
     ("connector", "num_env_runners"),
     [
         pytest.param(None, 0, id="columns-0"),
-        pytest.param(None, 2, id="columns-2"),
+        pytest.param(None, 2, id="columns-2", marks=pytest.mark.slow),
         pytest.param(step_by_step, 0, id="step-by-step-0"),
         pytest.param(step_by_step, 2, id="step-by-step-2", marks=pytest.mark.slow),
     ],

@@ -74,7 +74,10 @@ def evaluated_policy(results: dict[str, Any]) -> float:
 # Exact and unbiased.
 
 
-@pytest.mark.parametrize(("num_runners", "parallel"), [(0, False), (2, False), (2, True)])
+@pytest.mark.parametrize(
+    ("num_runners", "parallel"),
+    [(0, False), pytest.param(2, False, marks=pytest.mark.slow), (2, True)],
+)
 def test_exact_and_unbiased(num_runners: int, parallel: bool) -> None:
     """Exactly the whole episodes asked for, and the long ones as frequent as in the env.
 
@@ -242,7 +245,7 @@ def test_evaluation_after_going_back_to_an_older_checkpoint(
         assert evaluated_policy(algo.evaluate()) == old
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 2])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_evaluate_without_env_runners_of_its_own(num_env_runners: int) -> None:
     """The env runners for training do it, and the next group is what it would have been."""
     config = small_config(ShortOrLong, group_size=6).callbacks(Witness)
