@@ -46,7 +46,7 @@ from ray.tune import register_env
 
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling.group import cut_into_shares, gather
-from rllib_gpg.sampling.share import Weights
+from rllib_gpg.sampling.messages import Weights
 
 SEED = 0
 OBSERVATION_SPACE = gym.spaces.Box(-1.0, 1.0, (8,), np.float32)  # as LunarLander

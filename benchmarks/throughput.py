@@ -62,7 +62,7 @@ from ray.rllib.core.columns import Columns
 
 from rllib_gpg import GPGConfig
 from rllib_gpg.envs.envpool import register_envpool
-from rllib_gpg.sampling.vector_env import StepsSome
+from rllib_gpg.sampling.rollout.vector_env import StepsSome
 
 HIDDENS = [64, 64]
 EPOCHS = MINIBATCHES = 4

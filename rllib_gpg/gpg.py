@@ -34,11 +34,18 @@ from ray.tune import Checkpoint
 
 from rllib_gpg.checkpoints import check_checkpoint, naming_damage
 from rllib_gpg.config import GPGConfig
-from rllib_gpg.learning.batch import ModuleBatch, plan_minibatches, select_modules, shard
+from rllib_gpg.learning.batch import (
+    ModuleBatch,
+    plan_minibatches,
+    select_modules,
+    shard,
+    shuffle_generator,
+)
 from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
 from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gather
-from rllib_gpg.sampling.share import MAX_SEED, Share, Weights, shuffle_generator
+from rllib_gpg.sampling.messages import Share, Weights
+from rllib_gpg.seeding import MAX_SEED
 from rllib_gpg.validation import check_spaces
 
 NUM_EPISODES_REDISPATCHED = "num_episodes_redispatched"

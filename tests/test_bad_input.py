@@ -19,8 +19,9 @@ from ray.tune import register_env
 
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.advantages import SpatialBinning, SpatialTimeBinning, StateBinning
-from rllib_gpg.sampling import SamplingError, watch
+from rllib_gpg.sampling import SamplingError
 from rllib_gpg.sampling.group import cut_into_shares
+from rllib_gpg.sampling.rollout import loop
 from tests.envs import Broken, DictIdentity, Endless, Identity, Long, NativeVector
 from tests.helpers import built, module_results, same, sample_group, small_config, snapshot
 
@@ -296,7 +297,7 @@ def test_a_native_vector_env_cannot_be_cut_and_says_so() -> None:
 def test_episodes_that_do_not_end_are_talked_about_with_the_mend(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(watch, "_STEPS_BEFORE_WARNING", 50)
+    monkeypatch.setattr(loop, "_STEPS_BEFORE_WARNING", 50)
     logger = logging.getLogger("ray.rllib")
     logger.addHandler(caplog.handler)
     try:
@@ -314,7 +315,7 @@ def test_episodes_that_do_not_end_are_talked_about_with_the_mend(
 def test_an_env_with_a_limit_is_not_talked_about(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(watch, "_STEPS_BEFORE_WARNING", 50)
+    monkeypatch.setattr(loop, "_STEPS_BEFORE_WARNING", 50)
     logger = logging.getLogger("ray.rllib")
     logger.addHandler(caplog.handler)
     try:

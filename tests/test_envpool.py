@@ -16,8 +16,8 @@ from scipy.stats import ks_2samp
 from rllib_gpg import GPGConfig
 from rllib_gpg.envs.envpool import EnvPoolVectorEnv, register_envpool
 from rllib_gpg.sampling import GroupEnvRunner
-from rllib_gpg.sampling.share import Share, Weights
-from rllib_gpg.sampling.vector_env import PartialVectorEnv, WholeVectorEnv, adapt
+from rllib_gpg.sampling.messages import Share, Weights
+from rllib_gpg.sampling.rollout.vector_env import PartialVectorEnv, WholeVectorEnv, adapt
 from tests.helpers import built, fingerprint, module_results, sample_group, small_config
 
 pytest.importorskip("envpool", reason="EnvPool is an optional extra: rllib_gpg[envpool]")
@@ -214,7 +214,7 @@ def test_episodes_are_whole_and_unmixed(num_episodes: int) -> None:
         config=config_of("CartPole-v1", num_envs=8, max_episode_steps=25), worker_index=0
     )
     episodes = runner.sample(num_episodes=num_episodes)
-    assert runner._in_columns and isinstance(runner._vector_env, PartialVectorEnv)
+    assert runner._in_columns and isinstance(runner._envs, PartialVectorEnv)
     assert len(episodes) == num_episodes
     assert len({e.get_observations(0).tobytes() for e in episodes}) == num_episodes
     for episode in episodes:

@@ -41,19 +41,20 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.minibatch_utils import MiniBatchCyclicIterator
+from ray.util.metrics import Counter
 
 from rllib_gpg import GPG
 from rllib_gpg.sampling import GroupEnvRunner
-from rllib_gpg.sampling.columns import obstacle_to_columns
-from tests.envs import Identity, NativeVector
+from rllib_gpg.sampling.rollout.columnar import obstacle_to_columns
+from tests.envs import Identity
 from tests.helpers import SMALL_NET, built, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-ENV_RUNNER = "rllib_gpg/sampling/env_runner.py"
-COLUMNS = "rllib_gpg/sampling/columns.py"
+ENV_RUNNER = "rllib_gpg/sampling/share_runner.py"
+COLUMNS = "rllib_gpg/sampling/rollout/columnar.py"
 GROUP = "rllib_gpg/sampling/group.py"
-VECTOR_ENV = "rllib_gpg/sampling/vector_env.py"
+VECTOR_ENV = "rllib_gpg/sampling/rollout/vector_env.py"
 VALIDATION = "rllib_gpg/validation.py"
 LEARNER = "rllib_gpg/learning/torch_learner.py"
 BATCH = "rllib_gpg/learning/batch.py"
@@ -291,12 +292,11 @@ def test_env_runner_increase_sampled_metrics() -> None:
     )
 
 
-def test_env_runner_log_env_steps(runner: SingleAgentEnvRunner) -> None:
-    runner._log_env_steps(metric=runner._metrics_num_env_steps_sampled, num_steps=3)
+def test_env_runner_counter_of_env_steps(runner: SingleAgentEnvRunner) -> None:
     require(
-        {"metric", "num_steps"} <= set(inspect.signature(runner._log_env_steps).parameters),
+        isinstance(runner._metrics_num_env_steps_sampled, Counter),
         ENV_RUNNER,
-        "`_log_env_steps(metric=_metrics_num_env_steps_sampled, ..)` feeds Ray's counters.",
+        "`_metrics_num_env_steps_sampled` is what Ray's dashboard shows.",
     )
 
 
@@ -332,7 +332,7 @@ def test_env_runner_vector_env_has_sub_envs_that_step_one_by_one(
 
 def test_env_runner_default_connectors() -> None:
     runner = GroupEnvRunner(config=small_config(Identity), worker_index=0)
-    obstacle = obstacle_to_columns(runner)
+    obstacle = obstacle_to_columns(runner._parts(explore=True))
     require(
         obstacle is None,
         COLUMNS,
@@ -373,14 +373,14 @@ def test_an_episode_can_be_put_together_from_columns() -> None:
     """The columns of a three-step episode, as the columnar rollout cuts them out."""
     episode = SingleAgentEpisode()
     episode.add_env_reset(observation=np.zeros(1, np.float32), infos={})
+    last = np.full(1, 3.0, np.float32)
+    episode.add_env_step(last, None, 0.0, {"last": 1}, terminated=True, truncated=False)
     episode.observations = InfiniteLookbackBuffer(np.arange(4, dtype=np.float32)[:, None])
     episode.infos = InfiniteLookbackBuffer([{}, {}, {}, {"last": 1}])
     episode.actions = InfiniteLookbackBuffer(np.array([0, 1, 0]))
     episode.rewards = InfiniteLookbackBuffer(np.array([1.0, 2.0, 3.0]))
     episode.extra_model_outputs = {"x": InfiniteLookbackBuffer(np.array([7, 8, 9]))}
     episode.t = 3
-    episode.is_terminated, episode.is_truncated = True, False
-    episode._last_step_time = 1e12
     episode.validate()
     require(
         len(episode) == 3
@@ -684,14 +684,4 @@ def test_all_forward_passes_of_the_default_module_are_one(algo: GPG) -> None:
         torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2]),
         MODULE,
         "`_forward` serves all phases, so that observations are normalised in each of them.",
-    )
-
-
-def test_dict_info_to_list_converts_infos_it_did_not_get_from_a_step() -> None:
-    wrapper = DictInfoToList(NativeVector(2))
-    infos = {"t": np.array([3, 4]), "_t": np.array([True, False])}
-    require(
-        wrapper._convert_info_to_list(infos) == [{"t": 3}, {}],
-        VECTOR_ENV,
-        "`DictInfoToList._convert_info_to_list` is called only for infos that aren't empty.",
     )

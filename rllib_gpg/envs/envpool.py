@@ -33,7 +33,7 @@ from gymnasium.vector.utils import batch_space
 from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 from ray.tune import register_env
 
-from rllib_gpg.sampling.nested import map_leaves
+from rllib_gpg.sampling.rollout.nested import map_leaves
 
 # What EnvPool adds to the infos of every env, for its own use.
 _BOOKKEEPING = ("env_id", "players", "elapsed_step")
@@ -143,7 +143,7 @@ class EnvPoolVectorEnv(VectorEnv):
     def step_some(
         self, env_indices: Sequence[int], actions: Any
     ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]] | None]:
-        """Steps the envs `env_indices` only; see `rllib_gpg.sampling.vector_env.StepsSome`."""
+        """Steps the envs `env_indices` only; see `StepsSome` in sampling/rollout/vector_env.py."""
         *columns, infos = self._step(np.asarray(env_indices), actions)
         if not infos:
             return *columns, None

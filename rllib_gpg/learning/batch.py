@@ -13,6 +13,8 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.typing import ModuleID
 
+from rllib_gpg.seeding import SHUFFLE, generator
+
 ModuleBatch = dict[str, Any]
 """Columns of one module, their leaves tensors [B, ...], or [B, T, ...] if it is recurrent."""
 
@@ -31,6 +33,11 @@ class MinibatchPlan:
 
     minibatch_size: int | None
     num_total_minibatches: int
+
+
+def shuffle_generator(run_seed: int, group: int) -> np.random.Generator:
+    """Returns the generator that shuffles the steps of group number `group` for the learners."""
+    return generator(run_seed, SHUFFLE, group)
 
 
 def num_rows(module_batch: ModuleBatch) -> int:

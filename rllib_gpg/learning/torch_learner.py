@@ -6,10 +6,8 @@ import contextlib
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from ray.rllib.algorithms.ppo.ppo import (
     LEARNER_RESULTS_CURR_ENTROPY_COEFF_KEY,
@@ -29,6 +27,7 @@ from torch import Tensor
 
 from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.surrogates import clipped_surrogate, is_clipped
+from rllib_gpg.seeding import seeded_globally
 
 if TYPE_CHECKING:
     from rllib_gpg.config import GPGConfig
@@ -205,7 +204,7 @@ class GPGTorchLearner(TorchLearner):
                 these from global generators, whose state is in no checkpoint. None: not seeded.
             **kwargs: Its keyword arguments.
         """
-        with contextlib.nullcontext() if seed is None else _seeded(seed, self._device):
+        with contextlib.nullcontext() if seed is None else seeded_globally(seed, self._device):
             return super().update(*args, **kwargs)
 
     def _mean_over_learners(self, values: Tensor) -> Tensor:
@@ -253,17 +252,3 @@ class GPGTorchLearner(TorchLearner):
             self._kl_coeffs[module_id] = self.kl_coeff(module_id) * 1.5
         elif kl < 0.5 * config.kl_target:
             self._kl_coeffs[module_id] = self.kl_coeff(module_id) * 0.5
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: Any) -> Iterator[None]:
-    """Seeds the global generators of NumPy and PyTorch, and leaves them as they were."""
-    numpy_state = np.random.get_state()
-    device = torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)

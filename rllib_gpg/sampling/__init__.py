@@ -2,6 +2,6 @@
 
 from rllib_gpg.sampling.env_runner import GroupEnvRunner
 from rllib_gpg.sampling.group import SamplingError
-from rllib_gpg.sampling.multi_agent import MultiAgentGroupEnvRunner
+from rllib_gpg.sampling.multi_agent_env_runner import MultiAgentGroupEnvRunner
 
 __all__ = ["GroupEnvRunner", "MultiAgentGroupEnvRunner", "SamplingError"]

@@ -15,7 +15,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.typing import EpisodeType, ResultDict
 
-from rllib_gpg.sampling.share import Share, ShareFailure, ShareResult, Weights
+from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
 
 logger = logging.getLogger("ray.rllib")
 

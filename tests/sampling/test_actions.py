@@ -19,7 +19,7 @@ from ray.rllib.core.distribution.torch.torch_distribution import (
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.spaces.space_utils import clip_action, unsquash_action
 
-from rllib_gpg.sampling.actions import DrawActions, fit_for
+from rllib_gpg.sampling.rollout.actions import DrawActions, fit_for
 
 
 def draw(distribution: Any, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

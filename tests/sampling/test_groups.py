@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.tune import register_env
 from scipy.stats import binomtest
@@ -140,6 +141,17 @@ def test_two_runs_with_one_seed_sample_the_same_episodes() -> None:
         with built(small_config(ShortOrLong)) as algo:
             groups.append([fingerprint(sample_group(algo)) for _ in range(3)])
     assert groups[0] == groups[1]
+
+
+def test_unseeded_calls_draw_actions_of_their_own() -> None:
+    """Under PPO for instance."""
+    runner = GroupEnvRunner(config=small_config(ShortOrLong).debugging(seed=None), worker_index=0)
+    torch.manual_seed(0)
+    draws = []
+    for _ in range(2):
+        episodes = runner.sample(num_episodes=8)
+        draws.append([action for episode in episodes for action in episode.get_actions()[:5]])
+    assert draws[0] != draws[1]
 
 
 def test_training_is_the_same_on_0_1_and_3_env_runners() -> None:

@@ -249,7 +249,7 @@ def test_episodes_callbacks_and_metrics_are_those_of_rllibs_env_runner(
                 agent.get_extra_model_outputs("action_dist_inputs"),
                 expected.get_extra_model_outputs("action_dist_inputs"),
             )
-    seen, expected_seen = ours.callbacks[0].seen, theirs._callbacks[0].seen
+    seen, expected_seen = ours._callbacks[0].seen, theirs._callbacks[0].seen
     assert expected_seen.pop(-2) == ("created", 0)
     assert seen == expected_seen
     metrics, expected_metrics = (runner.get_metrics() for runner in (ours, theirs))
@@ -263,6 +263,17 @@ def test_episodes_callbacks_and_metrics_are_those_of_rllibs_env_runner(
 
 def peeked(stats: Any) -> Any:
     return {k: v.peek() for k, v in stats.items()} if isinstance(stats, dict) else stats.peek()
+
+
+def test_unseeded_calls_draw_actions_of_their_own() -> None:
+    config = multi_config(MultiShortOrLong).debugging(seed=None)
+    runner = MultiAgentGroupEnvRunner(config=config, worker_index=0)
+    torch.manual_seed(0)
+    draws = []
+    for _ in range(2):
+        agents = [a for e in runner.sample(num_episodes=8) for a in e.agent_episodes.values()]
+        draws.append([action for agent in agents for action in agent.get_actions()[:5]])
+    assert draws[0] != draws[1]
 
 
 def test_random_actions_need_no_module_and_are_seeded() -> None:

@@ -129,8 +129,8 @@ def test_callbacks_and_metrics_are_the_same_on_both_paths() -> None:
         runner.sample(num_episodes=7)
         metrics.append({name: stat.peek() for name, stat in flat(runner.get_metrics()).items()})
     assert columns._in_columns
-    assert columns.callbacks[0].seen == pipeline.callbacks[0].seen
-    assert len(columns.callbacks[0].seen) == 7 + 7 + 1
+    assert columns._callbacks[0].seen == pipeline._callbacks[0].seen
+    assert len(columns._callbacks[0].seen) == 7 + 7 + 1
     counted = ("num_", "episode_return", "episode_len", "agent_", "module_")
     for name, value in metrics[1].items():
         if name.startswith(counted) and "throughput" not in name and "timer" not in name:

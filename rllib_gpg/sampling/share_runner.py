@@ -5,19 +5,22 @@ from __future__ import annotations
 import abc
 import traceback
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import ray
 import torch
-from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
 from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.typing import EpisodeType, StateDict
 
-from rllib_gpg.sampling.share import Seeds, Share, ShareFailure, ShareResult, Weights
+from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
+from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
+from rllib_gpg.sampling.rollout.loop import Envs, run_episodes
+from rllib_gpg.sampling.seeds import Seeds
+from rllib_gpg.seeding import seeded_globally
 
 
 class ShareSamplingEnvRunner(EnvRunner):
@@ -26,6 +29,9 @@ class ShareSamplingEnvRunner(EnvRunner):
     To be placed in front of one of RLlib's env runners in the list of base classes, whose
     `sample(num_episodes=k)` it changes. Sampling by timesteps is left as it is.
     """
+
+    # What to do about an env without a time limit, in words.
+    _LIMIT_EPISODES: str
 
     @override(EnvRunner)
     def __init__(self, **kwargs: Any):
@@ -36,36 +42,6 @@ class ShareSamplingEnvRunner(EnvRunner):
         self._num_sample_calls = 0
         # Whether the env raised; it is made anew then, in whatever state it is.
         self._is_env_broken = False
-
-    @property
-    def weights_seq_no(self) -> int:
-        """The learner's sequence number of the weights this runner samples with."""
-        return self._weights_seq_no
-
-    @property
-    def ongoing_episodes(self) -> list[Any]:
-        """The episode now running in each env, or None."""
-        return self._ongoing_episodes
-
-    @property
-    def device(self) -> Any:
-        """The device on which the module computes actions."""
-        return self._device
-
-    @property
-    def callbacks(self) -> list[RLlibCallback]:
-        """The user's callback objects."""
-        return self._callbacks
-
-    @property
-    def env_to_module(self) -> ConnectorPipelineV2:
-        """The connector pipeline from episodes to the module's input."""
-        return self._env_to_module
-
-    @property
-    def module_to_env(self) -> ConnectorPipelineV2:
-        """The connector pipeline from the module's output to the env's actions."""
-        return self._module_to_env
 
     def sample_share(self, share: Share, weights: Weights) -> ShareResult | ShareFailure:
         """Samples one share of a group with the given weights.
@@ -137,27 +113,69 @@ class ShareSamplingEnvRunner(EnvRunner):
         # The envs are left in the middle of nowhere: sampling by timesteps must reset them.
         self._needs_initial_reset = True
         self._ongoing_episodes_for_metrics.clear()
+        self._ongoing_episodes: list[Any] = [None] * self.num_envs
         seeds = self._next_seeds(num_episodes)
-        device = torch.device(self._device)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            if seeds is not None:
-                torch.manual_seed(seeds.actions)
-            multi = isinstance(self.module, MultiRLModule)
-            for module in self.module.values() if multi else [self.module]:
-                if isinstance(module, torch.nn.Module):
-                    module.eval()
-            episodes = self._sample_episodes(num_episodes, seeds, explore, random_actions)
+        multi = isinstance(self.module, MultiRLModule)
+        for module in self.module.values() if multi else [self.module]:
+            if isinstance(module, torch.nn.Module):
+                module.eval()
+        parts = self._parts(explore)
+        seeded = seeded_globally(seeds.actions, self._device) if seeds else nullcontext()
+        with seeded:
+            episodes = self._sample_episodes(num_episodes, seeds, parts, random_actions)
         self._done_episodes_for_metrics.extend(episodes)
+        if episodes:
+            # What Ray's dashboard shows.
+            self._metrics_num_env_steps_sampled.inc(sum(map(len, episodes)))
         return episodes
 
     @abc.abstractmethod
     def _sample_episodes(
-        self, num_episodes: int, seeds: Seeds | None, explore: bool, random_actions: bool
+        self, num_episodes: int, seeds: Seeds | None, parts: RunnerParts, random_actions: bool
     ) -> list[EpisodeType]:
         """Starts `num_episodes` episodes and finishes them all; returns them as they were started.
 
-        PyTorch's generator is seeded already, if there are seeds.
+        The global random generators are seeded already, if there are seeds.
         """
+
+    def _parts(self, explore: bool) -> RunnerParts:
+        return RunnerParts(
+            config=self.config,
+            env=self.env,
+            module=self.module,
+            env_to_module=self._env_to_module,
+            module_to_env=self._module_to_env,
+            callbacks=self._callbacks,
+            metrics=self.metrics,
+            device=self._device,
+            explore=explore,
+            weights_seq_no=self._weights_seq_no,
+            num_env_steps_lifetime=self.num_env_steps_sampled_lifetime,
+            episodes_to_numpy=self.episodes_to_numpy,
+            episodes=self._ongoing_episodes,
+        )
+
+    def _run(
+        self,
+        rollout: Rollout,
+        envs: Envs,
+        num_episodes: int,
+        seeds: Seeds | None,
+        parts: RunnerParts,
+    ) -> list[EpisodeType]:
+        def call_back(which: str, env_indices: Iterable[int]) -> None:
+            for index in env_indices:
+                self._make_on_episode_callback(which, index, parts.episodes)
+
+        return run_episodes(
+            rollout,
+            envs,
+            seeds.episodes if seeds else [None] * num_episodes,
+            parts=parts,
+            new_episode=lambda index: self._new_episode(index, parts.episodes),
+            call_back=call_back,
+            mend=self._LIMIT_EPISODES,
+        )
 
     def _next_seeds(self, num_episodes: int) -> Seeds | None:
         """Returns the seeds of the share, or of this plain `sample` call, if it is seeded."""
@@ -167,7 +185,3 @@ class ShareSamplingEnvRunner(EnvRunner):
             seeds = Seeds.for_sample_call(num_episodes, self.config.seed, *call)
             self._num_sample_calls += 1
         return seeds
-
-    def _call_back(self, which: str, env_indices: Iterable[int]) -> None:
-        for index in env_indices:
-            self._make_on_episode_callback(which, index, self._ongoing_episodes)

@@ -2,52 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from ray.rllib.utils.spaces.space_utils import unbatch
 
-from rllib_gpg.sampling.module_pipeline import ModulePipeline
-from rllib_gpg.sampling.vector_env import Resets, Steps
-
-if TYPE_CHECKING:
-    from rllib_gpg.sampling.env_runner import GroupEnvRunner
+from rllib_gpg.sampling.rollout.base import PipelineRollout, Rollout, RunnerParts
+from rllib_gpg.sampling.rollout.vector_env import Resets, Steps
 
 
-class PipelineRollout(ModulePipeline):
+class StepwiseRollout(PipelineRollout):
     """What `GroupEnvRunner` does at one vector step, for any module and any connectors.
 
     It does what RLlib's `SingleAgentEnvRunner` does, in its order, for the envs that still run:
     nothing is computed for an env whose episode is over.
     """
 
-    # Whether `on_episode_step` is called.
-    sees_every_step = True
-
-    def __init__(self, runner: GroupEnvRunner, *, explore: bool, random_actions: bool):
+    def __init__(self, parts: RunnerParts, *, random_actions: bool = False):
         """Prepares one `sample` call.
 
         Args:
-            runner: The env runner whose module and connectors to use.
-            explore: Whether to call the module's `forward_exploration` or `forward_inference`.
-            random_actions: Whether to draw actions from the action space instead.
+            parts: The parts of the env runner to work with.
+            random_actions: Whether to draw actions from the action space instead of the policy.
         """
-        super().__init__(runner, explore=explore)
+        super().__init__(parts)
         self._random_actions = random_actions
         self._to_module: Any = None
         # What the last `act` computed, waiting for the steps it led to.
         self._actions: list[Any] = []
         self._outputs: dict[str, Any] = {}
 
+    @override(Rollout)
     def act(self, stepping: np.ndarray) -> Any:
         """Returns one action per stepping env, unsquashed and clipped."""
         episodes = self._episodes(stepping)
         if self._random_actions:
-            space = self._runner.env.single_action_space
+            space = self._parts.env.single_action_space
             outputs: dict[str, Any] = {Columns.ACTIONS: [space.sample() for _ in episodes]}
         else:
             outputs = self._module_to_env(self._forward(self._to_module), episodes)
@@ -57,17 +52,11 @@ class PipelineRollout(ModulePipeline):
         self._outputs = outputs
         return for_env
 
+    @override(Rollout)
     def record(
         self, stepping: np.ndarray, steps: Steps | None, starting: list[int], resets: Resets
-    ) -> None:
-        """Adds what the env returned to the episodes, and keeps the module's next input.
-
-        Args:
-            stepping: [R] the envs that `act` computed actions for, in rising order.
-            steps: What came of these actions, row by row; None if nothing has stepped yet.
-            starting: The envs in which an episode begins now.
-            resets: Their first observations, row by row.
-        """
+    ) -> np.ndarray:
+        """Adds what the envs returned to the episodes, and keeps the module's next input."""
         stepped, started = self._episodes(stepping), self._episodes(starting)
         if steps is not None:
             self._add_steps(stepped, steps)
@@ -82,24 +71,28 @@ class PipelineRollout(ModulePipeline):
         self._to_module = self._env_to_module(
             [episode for episode in running if not episode.is_done]
         )
+        return np.array([episode.is_done for episode in stepped], np.bool_)
 
-    def last_observation(self, index: int) -> tuple[int, Any]:
-        """Returns the step that an env's episode has come to, and what it observes there."""
-        episode = self._runner.ongoing_episodes[index]
-        return episode.t, episode.get_observations(-1)
-
+    @override(Rollout)
     def finish(self, index: int) -> None:
-        """Brings the env's episode, which is done, into the form in which it is handed on."""
-        if self._runner.episodes_to_numpy:
-            self._runner.ongoing_episodes[index].to_numpy()
+        """Turns the episode's lists into arrays, if the config says so."""
+        if self._parts.episodes_to_numpy:
+            self._parts.episodes[index].to_numpy()
 
-    def _episodes(self, env_indices: Sequence[int] | np.ndarray) -> list[SingleAgentEpisode]:
-        return [self._runner.ongoing_episodes[index] for index in env_indices]
+    @override(Rollout)
+    def observed(self, index: int) -> Iterator[tuple[str, int, Any]]:
+        """Yields what the module sees next of an env."""
+        episode = self._parts.episodes[index]
+        yield f"episode {episode.id_}", episode.t, episode.get_observations(-1)
+
+    def seed_random_actions(self, seed: int) -> None:
+        """Seeds the action space."""
+        self._parts.env.single_action_space.seed(seed)
 
     def _add_steps(self, stepped: list[SingleAgentEpisode], steps: Steps) -> None:
         for row, (episode, observation) in enumerate(_rows(stepped, steps.observations)):
             outputs = {column: values[row] for column, values in self._outputs.items()}
-            outputs[WEIGHTS_SEQ_NO] = self._runner.weights_seq_no
+            outputs[WEIGHTS_SEQ_NO] = self._parts.weights_seq_no
             episode.add_env_step(
                 observation=observation,
                 action=self._actions[row],

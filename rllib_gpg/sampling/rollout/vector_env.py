@@ -9,6 +9,8 @@ same as one batch.
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -20,10 +22,8 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from gymnasium.wrappers.vector import DictInfoToList
 from ray.rllib.utils.spaces.space_utils import batch, unbatch
 
-from rllib_gpg.sampling.nested import map_leaves
-
-Seeded = dict[int, int | None]
-"""Env index -> the seed of the episode that begins there, or None for a random one."""
+from rllib_gpg.sampling.rollout.loop import Seeded
+from rllib_gpg.sampling.rollout.nested import map_leaves
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class SubEnvs:
             np.array(rewards, np.float64),
             np.array(terminateds, np.bool_),
             np.array(truncateds, np.bool_),
-            list(infos),
+            list(infos) if any(infos) else None,
         )
         return steps, self.reset(starting)
 
@@ -116,11 +116,15 @@ class WholeVectorEnv:
             )
         self._env = env
         self._has_sub_envs = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
-        # Rows of envs that owe nothing need a valid action too.
-        self._actions = env.action_space.sample()
+        # Rows of envs that owe nothing need a valid action too: the same in every process, since
+        # what such a row does may change what the others draw.
+        space = copy.deepcopy(env.action_space)
+        space.seed(0)
+        self._idle_actions = space.sample()
 
     def reset(self, starting: Seeded) -> Resets:
         """Resets all sub-envs, those in `starting` with their seeds; returns the rows of these."""
+        self._actions = copy.deepcopy(self._idle_actions)
         first_seed = next(iter(starting.values()), None)
         if first_seed is None or not self._has_sub_envs:
             # A native vector env seeds all its rows from one number.
@@ -166,7 +170,7 @@ class WholeVectorEnv:
 
     def _listed(self, infos: dict[str, Any]) -> list[dict[str, Any]] | None:
         # What `DictInfoToList` does at each step, and for most envs in vain.
-        return self._env._convert_info_to_list(infos) if infos else None
+        return list_infos(infos, self._env.num_envs) if infos else None
 
     @staticmethod
     def _resets(observations: Any, infos: list[dict[str, Any]] | None, rows: list[int]) -> Resets:
@@ -174,6 +178,26 @@ class WholeVectorEnv:
             _take(observations, rows) if rows else None,
             None if infos is None else [infos[row] for row in rows],
         )
+
+
+def list_infos(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
+    """Turns the infos of a vector env into one dict per env.
+
+    Args:
+        infos: Per key an array [num_envs], or a dict of such; under `_key`, if there is that, which
+            envs have it.
+        num_envs: The number of envs.
+    """
+    listed: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    for key, values in infos.items():
+        if key.startswith("_"):
+            continue
+        rows = list_infos(values, num_envs) if isinstance(values, dict) else values
+        has_it = infos.get(f"_{key}", itertools.repeat(True))
+        for info, value, has in zip(listed, rows, has_it, strict=False):
+            if has:
+                info[key] = value
+    return listed
 
 
 @runtime_checkable

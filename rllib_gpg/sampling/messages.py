@@ -5,50 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-# What a seed is for. It is part of the seed, so that no two uses ever draw the same numbers.
-_GROUP = 0
-_SAMPLE_CALL = 1
-_SHUFFLE = 2
-_EVALUATION = 3
-
-# Envs may pass their seed on to generators that take 32 bits, some of them signed.
-MAX_SEED = 2**31 - 1
-
-
-def _generator(run_seed: int, *key: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(run_seed, spawn_key=key))
-
-
-def shuffle_generator(run_seed: int, group: int) -> np.random.Generator:
-    """Returns the generator that shuffles the steps of group number `group` for the learners."""
-    return _generator(run_seed, _SHUFFLE, group)
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """The seeds of a few whole episodes.
-
-    Attributes:
-        episodes: One per episode, for `env.reset(seed=..)`; all different.
-        actions: The seed of the actions drawn, over all these episodes.
-    """
-
-    episodes: tuple[int, ...]
-    actions: int
-
-    @classmethod
-    def draw(cls, num_episodes: int, run_seed: int, *key: int) -> Seeds:
-        """Derives the seeds of `num_episodes` episodes from the run's seed and a key."""
-        generator = _generator(run_seed, *key)
-        episodes = generator.choice(MAX_SEED, size=num_episodes, replace=False)
-        return cls(tuple(int(seed) for seed in episodes), int(generator.integers(MAX_SEED)))
-
-    @classmethod
-    def for_sample_call(cls, num_episodes: int, run_seed: int, *key: int) -> Seeds:
-        """Derives the seeds of one plain `sample(num_episodes=..)` call (PPO)."""
-        return cls.draw(num_episodes, run_seed, _SAMPLE_CALL, *key)
+from rllib_gpg.sampling.seeds import Seeds
+from rllib_gpg.seeding import EVALUATION, GROUP
 
 
 @dataclass(frozen=True)
@@ -74,7 +32,7 @@ class Share:
 
     def seeds(self) -> Seeds:
         """Returns the seeds of this share, different from those of any other share."""
-        use = _EVALUATION if self.in_evaluation else _GROUP
+        use = EVALUATION if self.in_evaluation else GROUP
         return Seeds.draw(self.num_episodes, self.run_seed, use, self.group, self.index)
 
     @property

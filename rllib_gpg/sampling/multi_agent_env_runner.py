@@ -1,0 +1,89 @@
+"""`MultiAgentGroupEnvRunner`: exactly k started episodes of a multi-agent env, all finished."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import (
+    NUM_AGENT_STEPS_SAMPLED,
+    NUM_AGENT_STEPS_SAMPLED_LIFETIME,
+    NUM_ENV_STEPS_SAMPLED,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_EPISODES,
+    NUM_EPISODES_LIFETIME,
+    NUM_MODULE_STEPS_SAMPLED,
+    NUM_MODULE_STEPS_SAMPLED_LIFETIME,
+)
+
+from rllib_gpg.sampling.rollout.base import RunnerParts
+from rllib_gpg.sampling.rollout.multi_agent import MultiAgentEnvs, MultiAgentRollout, StepCounts
+from rllib_gpg.sampling.rollout.ordered_episode import OrderedMultiAgentEpisode
+from rllib_gpg.sampling.seeds import Seeds
+from rllib_gpg.sampling.share_runner import ShareSamplingEnvRunner
+
+
+class MultiAgentGroupEnvRunner(ShareSamplingEnvRunner, MultiAgentEnvRunner):
+    """RLlib's env runner for several agents, with unbiased sampling of whole episodes.
+
+    What `GroupEnvRunner` does for one agent: exactly the episodes that were started are finished
+    and returned. It does what RLlib's `MultiAgentEnvRunner` does, in its order, for the envs that
+    still run, through any connectors.
+
+    An episode is over when the env says so for "__all__" agents or, as RLlib has it, when all
+    agents that have been in it are done; the env is reset then, also if agents might still have
+    joined.
+
+    With seeds, a `policy_mapping_fn` that draws from Python's or NumPy's global generators maps the
+    same agents to the same modules when a share is sampled again. One that goes by the episode's id
+    does not.
+    """
+
+    _LIMIT_EPISODES = "build it into the env"
+
+    @override(ShareSamplingEnvRunner)
+    def _sample_episodes(
+        self, num_episodes: int, seeds: Seeds | None, parts: RunnerParts, random_actions: bool
+    ) -> list[OrderedMultiAgentEpisode]:
+        rollout = MultiAgentRollout(parts, random_actions=random_actions)
+        if random_actions and seeds is not None:
+            rollout.seed_random_actions(seeds.actions)
+        envs = MultiAgentEnvs(self.env.envs)
+        episodes = self._run(rollout, envs, num_episodes, seeds, parts)
+        self._count(episodes, rollout.counts)
+        return episodes
+
+    @override(MultiAgentEnvRunner)
+    def _new_episode(self, env_index: int, episodes: list[Any] | None = None) -> None:
+        # As RLlib's, but for the class.
+        episodes = self._ongoing_episodes if episodes is None else episodes
+        env = self.env.envs[env_index].unwrapped
+        agents = env.possible_agents
+        episodes[env_index] = OrderedMultiAgentEpisode(
+            observation_space={agent: env.get_observation_space(agent) for agent in agents},
+            action_space={agent: env.get_action_space(agent) for agent in agents},
+            agent_to_module_mapping_fn=self.config.policy_mapping_fn,
+        )
+        self._make_on_episode_callback("on_episode_created", env_index, episodes)
+
+    def _count(self, episodes: list[OrderedMultiAgentEpisode], counts: StepCounts) -> None:
+        """Logs what RLlib's env runner logs about a `sample` call.
+
+        Once per call: a metrics logger takes longer than a small simulator.
+        """
+        num_steps = sum(map(len, episodes))
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED, num_steps, reduce="sum")
+        self.metrics.log_value(
+            NUM_ENV_STEPS_SAMPLED_LIFETIME, num_steps, reduce="lifetime_sum", with_throughput=True
+        )
+        counted: list[tuple[Any, Any, int]] = [(NUM_EPISODES, NUM_EPISODES_LIFETIME, len(episodes))]
+        for agent, steps in counts.per_agent.items():
+            keys = (NUM_AGENT_STEPS_SAMPLED, agent), (NUM_AGENT_STEPS_SAMPLED_LIFETIME, agent)
+            counted.append((*keys, steps))
+        for module, steps in counts.per_module.items():
+            keys = (NUM_MODULE_STEPS_SAMPLED, module), (NUM_MODULE_STEPS_SAMPLED_LIFETIME, module)
+            counted.append((*keys, steps))
+        for key, lifetime_key, count in counted:
+            self.metrics.log_value(key, count, reduce="sum")
+            self.metrics.log_value(lifetime_key, count, reduce="lifetime_sum")

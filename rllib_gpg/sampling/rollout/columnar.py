@@ -1,0 +1,222 @@
+"""Computes actions and records steps for all running envs at once, in arrays.
+
+Array names carry their axes: R = the envs that step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.common import (
+    AddObservationsFromEpisodesToBatch,
+    AddStatesFromEpisodesToBatch,
+    AddTimeDimToBatchAndZeroPad,
+    BatchIndividualItems,
+    NumpyToTensor,
+)
+from ray.rllib.connectors.common.flatten_observations import FlattenObservations
+from ray.rllib.connectors.module_to_env import (
+    ListifyDataForVectorEnv,
+    NormalizeAndClipActions,
+    RemoveSingleTsTimeRankFromBatch,
+    TensorToNumpy,
+    UnBatchToIndividualItems,
+)
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+
+from rllib_gpg.sampling.rollout.actions import DrawActions, fit_for
+from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
+from rllib_gpg.sampling.rollout.episode_columns import EpisodeColumns
+from rllib_gpg.sampling.rollout.nested import map_leaves
+from rllib_gpg.sampling.rollout.vector_env import Resets, Steps
+
+_DEFAULT_ENV_TO_MODULE = [
+    AddObservationsFromEpisodesToBatch,
+    AddTimeDimToBatchAndZeroPad,
+    AddStatesFromEpisodesToBatch,
+    BatchIndividualItems,
+    NumpyToTensor,
+]
+_DEFAULT_MODULE_TO_ENV = [
+    DrawActions,
+    TensorToNumpy,
+    UnBatchToIndividualItems,
+    RemoveSingleTsTimeRankFromBatch,
+    NormalizeAndClipActions,
+    ListifyDataForVectorEnv,
+]
+
+_IN_32_BITS = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int32}
+
+
+def obstacle_to_columns(parts: RunnerParts) -> str | None:
+    """Returns why these parts can't sample in columns, or None if they can."""
+    env_to_module = [type(piece) for piece in parts.env_to_module.connectors]
+    module_to_env = [type(piece) for piece in parts.module_to_env.connectors]
+    space = parts.env.single_observation_space
+    one_hot = _is_one_hot(parts)
+    if parts.module is None or parts.module.is_stateful():
+        return "the module is recurrent"
+    if env_to_module[int(one_hot) :] != _DEFAULT_ENV_TO_MODULE:
+        return "there are custom env-to-module connectors"
+    if module_to_env != _DEFAULT_MODULE_TO_ENV:
+        return "there are custom module-to-env connectors"
+    if not (one_hot or isinstance(space, gym.spaces.Box)):
+        return f"observations aren't one array each: {space}"
+    if not parts.episodes_to_numpy:
+        return "`episodes_to_numpy` is off"
+    if parts.config.callbacks_on_episode_step or any(
+        type(callback).on_episode_step is not RLlibCallback.on_episode_step
+        for callback in parts.callbacks
+    ):
+        return "there is a callback `on_episode_step`"
+    return None
+
+
+def _is_one_hot(parts: RunnerParts) -> bool:
+    """Whether the only custom connector is RLlib's flattening of discrete observations."""
+    pieces, space = parts.env_to_module.connectors, parts.env.single_observation_space
+    return (
+        bool(pieces)
+        and type(pieces[0]) is FlattenObservations
+        and isinstance(space, gym.spaces.Discrete)
+        and space.start == 0
+    )
+
+
+class ColumnarRollout(Rollout):
+    """What `GroupEnvRunner` does at one vector step, without Python per env.
+
+    Actions are computed as RLlib's default connectors do, for the envs that still run.
+    """
+
+    sees_every_step = False
+
+    def __init__(self, parts: RunnerParts):
+        """Prepares one `sample` call; `obstacle_to_columns` found none."""
+        super().__init__(parts)
+        self._fit = fit_for(
+            parts.env.single_action_space,
+            normalize=parts.config.normalize_actions,
+            clip=parts.config.clip_actions,
+        )
+        self._draw_actions = DrawActions()
+        self._num_one_hot = parts.env.single_observation_space.n if _is_one_hot(parts) else None
+        self._columns = EpisodeColumns(len(parts.episodes))
+        # Per env, the infos of its running episode that aren't empty, by vector step.
+        self._infos: list[dict[int, dict[str, Any]]] = [{} for _ in parts.episodes]
+        self._first = [0] * len(parts.episodes)
+        # The vector step whose actions come next.
+        self._t = -1
+        self._outputs_R: dict[str, Any] = {}
+
+    @override(Rollout)
+    def act(self, stepping: np.ndarray) -> Any:
+        """Returns the actions of the stepping envs as one batch, unsquashed and clipped."""
+        parts = self._parts
+        with torch.inference_mode():
+            outputs = self._draw_actions(
+                rl_module=parts.module,
+                batch=self._forward(self._columns.observations(stepping)),
+                episodes=parts.episodes[stepping[0] : stepping[0] + 1],
+                explore=parts.explore,
+            )
+            self._outputs_R = {name: map_leaves(_to_numpy, rows) for name, rows in outputs.items()}
+        # Episodes keep what the module sampled, the env gets what its action space asks for.
+        for_env = self._outputs_R.pop(Columns.ACTIONS_FOR_ENV, self._outputs_R[Columns.ACTIONS])
+        return self._fit(for_env)
+
+    def _forward(self, obs_R: np.ndarray) -> dict[str, Any]:
+        parts, rows = self._parts, torch.from_numpy(obs_R)
+        # As RLlib's `NumpyToTensor`: floats in 32 bits.
+        rows = rows.to(parts.device, torch.float32 if rows.is_floating_point() else None)
+        if parts.explore:
+            return parts.module.forward_exploration(
+                {Columns.OBS: rows}, t=parts.num_env_steps_lifetime
+            )
+        return parts.module.forward_inference({Columns.OBS: rows})
+
+    @override(Rollout)
+    def record(
+        self, stepping: np.ndarray, steps: Steps | None, starting: list[int], resets: Resets
+    ) -> np.ndarray:
+        """Writes down what the envs returned, and puts together the episodes that are over."""
+        then = self._t + 1
+        done = np.zeros(len(stepping), np.bool_)
+        if steps is not None and len(stepping) > 0:
+            columns = {**self._outputs_R, Columns.REWARDS: steps.rewards}
+            self._columns.add(stepping, columns, self._flatten(steps.observations))
+            if steps.infos is not None:
+                for index, info in zip(stepping.tolist(), steps.infos, strict=True):
+                    self._infos[index][then] = info
+            done = steps.terminateds | steps.truncateds
+            for row in done.nonzero()[0].tolist():
+                ends = bool(steps.terminateds[row]), bool(steps.truncateds[row])
+                self._end(int(stepping[row]), *ends)
+        if starting:
+            self._begin(starting, resets)
+        self._t = then
+        self._columns.advance()
+        return done
+
+    @override(Rollout)
+    def finish(self, index: int) -> None:
+        """Does nothing: an episode gets its columns before the callbacks see its end."""
+
+    @override(Rollout)
+    def observed(self, index: int) -> Iterator[tuple[str, int, np.ndarray]]:
+        """Yields what the module sees next of an env."""
+        name = f"episode {self._parts.episodes[index].id_}"
+        yield name, self._t - self._first[index], self._columns.observations([index])[0]
+
+    def _flatten(self, observations: Any) -> np.ndarray:
+        if self._num_one_hot is None:
+            return observations
+        return np.eye(self._num_one_hot, dtype=np.float32)[observations]
+
+    def _begin(self, starting: list[int], resets: Resets) -> None:
+        observations = self._flatten(resets.observations)
+        self._columns.begin(starting, observations)
+        infos = resets.infos or [{} for _ in starting]
+        for index, observation, info in zip(starting, observations, infos, strict=True):
+            self._first[index] = self._t + 1
+            self._infos[index] = {self._t + 1: info}
+            # A copy: vector envs reuse their buffers.
+            self._parts.episodes[index].add_env_reset(observation=observation.copy(), infos=info)
+
+    def _end(self, index: int, terminated: bool, truncated: bool) -> None:
+        """Puts the columns of the episode that ended at this step into its object."""
+        episode = self._parts.episodes[index]
+        columns = self._columns.end(index)
+        first, end = self._first[index], self._t + 1
+        infos: list[dict[str, Any]] = [{} for _ in range(first, end + 1)]
+        for t, info in self._infos[index].items():
+            infos[t - first] = info
+        # Says that it is over, and when; the step that this adds is replaced by the columns.
+        last = columns[Columns.OBS][-1]
+        episode.add_env_step(last, None, 0.0, infos[-1], terminated=terminated, truncated=truncated)
+        episode.infos = InfiniteLookbackBuffer(infos)
+        episode.observations = InfiniteLookbackBuffer(columns.pop(Columns.OBS))
+        episode.actions = InfiniteLookbackBuffer(columns.pop(Columns.ACTIONS))
+        episode.rewards = InfiniteLookbackBuffer(columns.pop(Columns.REWARDS))
+        columns[WEIGHTS_SEQ_NO] = np.full(end - first, self._parts.weights_seq_no)
+        episode.extra_model_outputs = {
+            name: InfiniteLookbackBuffer(column) for name, column in columns.items()
+        }
+        episode.observation_space = self._parts.env_to_module.observation_space
+        episode.action_space = self._parts.env.single_action_space
+        episode.t = end - first
+
+
+def _to_numpy(rows: Any) -> np.ndarray:
+    """Converts as RLlib's `TensorToNumpy` does, which keeps numbers in 32 bits."""
+    array = rows.cpu().numpy() if isinstance(rows, torch.Tensor) else np.asarray(rows)
+    return array.astype(_IN_32_BITS.get(array.dtype, array.dtype), copy=False)

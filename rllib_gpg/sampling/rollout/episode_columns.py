@@ -1,0 +1,113 @@
+"""The steps of all running episodes, column by column, in memory that follows the data.
+
+Array names carry their axes: E = envs, R = the envs concerned, K = vector steps of a block, T =
+steps of one episode.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ray.rllib.core.columns import Columns
+
+from rllib_gpg.sampling.rollout.nested import map_leaves
+
+# A block of observations takes up about so many bytes, but has at least and at most so many steps.
+_BLOCK_BYTES = 2**22
+_FEWEST_STEPS, _MOST_STEPS = 8, 256
+
+
+class EpisodeColumns:
+    """Takes in whole vector steps, and gives out whole episodes.
+
+    Steps are written to a block of arrays [E, K, ...]. When it is full, each running episode's part
+    of it is copied out, and the block is used again: memory follows the steps of the episodes,
+    not the longest of them times the number of envs.
+    """
+
+    def __init__(self, num_envs: int):
+        """Starts without any running episode.
+
+        Args:
+            num_envs: E.
+        """
+        self._num_envs = num_envs
+        self._num_steps = 0
+        self._block: dict[str, Any] = {}
+        # Where in the block the vector step is whose actions come next.
+        self._now = -1
+        # Where in the block the running episode of an env begins.
+        self._first_E = [0] * num_envs
+        # Per running episode and column, what earlier blocks held of it.
+        self._earlier: dict[int, dict[str, list[Any]]] = {}
+
+    def begin(self, envs: Sequence[int], obs_R: Any) -> None:
+        """Begins an episode in each of the given envs, with its first observation."""
+        if not self._num_steps:
+            step_bytes = self._num_envs * obs_R[0].nbytes
+            self._num_steps = int(
+                np.clip(_BLOCK_BYTES // max(1, step_bytes), _FEWEST_STEPS, _MOST_STEPS)
+            )
+        self._write(self._now + 1, envs, {Columns.OBS: obs_R})
+        for env in envs:
+            self._first_E[env] = self._now + 1
+            self._earlier[env] = defaultdict(list)
+
+    def add(self, envs: np.ndarray, columns: dict[str, Any], next_obs_R: Any) -> None:
+        """Adds one step to the episodes of the given envs, and the observation it led to."""
+        self._write(self._now, envs, columns)
+        self._write(self._now + 1, envs, {Columns.OBS: next_obs_R})
+
+    def end(self, env: int) -> dict[str, Any]:
+        """Returns the columns [T, ...] of an env's episode, with T + 1 observations."""
+        earlier, first, end = self._earlier.pop(env), self._first_E[env], self._now + 1
+
+        def whole(name: str) -> Any:
+            # The final observation belongs to the episode too.
+            last = self._part(name, env, first, end + (name == Columns.OBS))
+            if not earlier:
+                return map_leaves(np.copy, last)
+            return map_leaves(lambda *parts: np.concatenate(parts), *earlier[name], last)
+
+        return {name: whole(name) for name in self._block}
+
+    def advance(self) -> None:
+        """Goes on to the next vector step."""
+        self._now += 1
+        if self._now == self._num_steps:
+            for env, earlier in self._earlier.items():
+                if self._first_E[env] < self._now:
+                    for name in self._block:
+                        part = self._part(name, env, self._first_E[env], self._now)
+                        earlier[name].append(map_leaves(np.copy, part))
+                self._first_E[env] = 0
+            obs_EK = self._block[Columns.OBS]
+            obs_EK[:, 0] = obs_EK[:, self._now]
+            self._now = 0
+
+    def observations(self, envs: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns what the given envs show now, [R, ...], not to be written to."""
+        obs_EK = self._block[Columns.OBS]
+        return obs_EK[:, self._now] if len(envs) == self._num_envs else obs_EK[envs, self._now]
+
+    def _part(self, name: str, env: int, first: int, end: int) -> Any:
+        return map_leaves(lambda column_EK: column_EK[env, first:end], self._block[name])
+
+    def _write(self, k: int, envs: Sequence[int] | np.ndarray, rows: dict[str, Any]) -> None:
+        # Envs come in order, so all of them are the whole column, which is faster to address.
+        index = slice(None) if len(envs) == self._num_envs else envs
+
+        def write(column_EK: np.ndarray, row_R: np.ndarray) -> None:
+            column_EK[index, k] = row_R
+
+        for name, row_R in rows.items():
+            if name not in self._block:
+                self._block[name] = map_leaves(self._empty, row_R)
+            map_leaves(write, self._block[name], row_R)
+
+    def _empty(self, row_R: np.ndarray) -> np.ndarray:
+        # One more than there are steps: observations are one ahead of everything else.
+        return np.empty((self._num_envs, self._num_steps + 1, *row_R.shape[1:]), row_R.dtype)

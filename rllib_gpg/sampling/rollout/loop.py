@@ -1,0 +1,150 @@
+"""The loop that decides which episodes run: those that were started, all to their end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import tree
+from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER
+from ray.rllib.utils.typing import EpisodeType
+
+from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
+
+logger = logging.getLogger("ray.rllib")
+
+Seeded = dict[int, int | None]
+"""Env index -> the seed of the episode that begins there, or None for a random one."""
+
+# Vector steps without the end of any episode after which the loop says so; then after twice as
+# many, and so on. Longer than an episode of any common benchmark but Atari's longest.
+_STEPS_BEFORE_WARNING = 10_000
+
+
+class Envs(Protocol):
+    """Envs that can be stepped in part; see vector_env.py."""
+
+    def reset(self, starting: Seeded) -> Any:
+        """Begins the first episode of each env in `starting`."""
+        ...
+
+    def step(self, stepping: np.ndarray, actions: Any, starting: Seeded) -> tuple[Any, Any]:
+        """Steps the envs `stepping`, and begins a new episode in those in `starting`."""
+        ...
+
+
+def run_episodes(
+    rollout: Rollout,
+    envs: Envs,
+    seeds: Sequence[int | None],
+    *,
+    parts: RunnerParts,
+    new_episode: Callable[[int], None],
+    call_back: Callable[[str, Iterable[int]], None],
+    mend: str,
+) -> list[EpisodeType]:
+    """Starts one episode per seed and finishes them all.
+
+    Args:
+        rollout: What computes actions and records steps.
+        envs: The envs of the env runner.
+        seeds: One per episode; None for a random one.
+        parts: The parts of the env runner that the rollout works with.
+        new_episode: Puts a new episode into `parts.episodes`.
+        call_back: Makes an episode callback of the given name for the given envs.
+        mend: What to do about an env without a time limit, in words.
+
+    Returns:
+        The episodes, in the order in which they were started.
+    """
+    if not seeds:
+        return []
+    waiting = deque(seeds)
+    started: list[EpisodeType] = []
+    episodes = parts.episodes
+
+    def start(env_indices: Sequence[int]) -> Seeded:
+        starting = {index: waiting.popleft() for index in env_indices[: len(waiting)]}
+        for index in starting:
+            new_episode(index)
+            started.append(episodes[index])
+        return starting
+
+    nobody = np.array([], np.int64)
+    starting = start(range(len(episodes)))
+    with parts.metrics.log_time(ENV_RESET_TIMER):
+        resets = envs.reset(starting)
+    rollout.record(nobody, None, list(starting), resets)
+    call_back("on_episode_start", starting)
+    stepping = np.array(list(starting), np.int64)
+    starting = {}
+    step_times: list[float] = []
+    patience = _Patience(mend)
+    while len(stepping) > 0 or starting:
+        actions = _act(rollout, stepping) if len(stepping) > 0 else []
+        start_time = time.perf_counter()
+        steps, resets = envs.step(stepping, actions, starting)
+        step_times.append(time.perf_counter() - start_time)
+        done = rollout.record(stepping, steps, list(starting), resets)
+        call_back("on_episode_start", starting)
+        if rollout.sees_every_step:
+            call_back("on_episode_step", stepping.tolist())
+
+        any_ended = bool(done.any())
+        if any_ended or starting:
+            ended = stepping[done].tolist()
+            call_back("on_episode_end", ended)
+            for index in ended:
+                rollout.finish(index)
+            # In order, whoever began when: all envs together are then one block of memory.
+            begun = np.array(list(starting), np.int64)
+            stepping = np.sort(np.concatenate([stepping[~done], begun]))
+            starting = start(ended)
+        patience.step(any_ended=any_ended)
+    if step_times:
+        # Once per call: a metrics logger takes longer than a small simulator.
+        parts.metrics.log_value(ENV_STEP_TIMER, sum(step_times) / len(step_times))
+    return started
+
+
+def _act(rollout: Rollout, stepping: np.ndarray) -> Any:
+    """Computes actions; names the first observation that isn't finite where that fails.
+
+    What a policy makes of nan says nothing about where it comes from.
+
+    Raises:
+        ValueError: From what the policy raised, if an observation isn't finite.
+    """
+    try:
+        return rollout.act(stepping)
+    except Exception as error:
+        for name, t, observation in (seen for env in stepping for seen in rollout.observed(env)):
+            for leaf in map(np.asarray, tree.flatten(observation)):
+                if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+                    raise ValueError(
+                        f"{name}: the observation at step {t} is not finite: {leaf}. Mend the "
+                        "environment."
+                    ) from error
+        raise
+
+
+class _Patience:
+    """Says so when no episode ends: an env without a time limit would hang in silence."""
+
+    def __init__(self, mend: str):
+        self._mend = mend
+        self._num_steps = 0
+        self._limit = _STEPS_BEFORE_WARNING
+
+    def step(self, *, any_ended: bool) -> None:
+        self._num_steps = 0 if any_ended else self._num_steps + 1
+        if self._num_steps >= self._limit:
+            logger.warning(
+                f"No episode has ended in {self._num_steps} steps of every env. GPG waits for "
+                f"whole episodes. If this env has no time limit, set one: {self._mend}."
+            )
+            self._limit *= 2

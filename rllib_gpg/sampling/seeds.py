@@ -1,0 +1,32 @@
+"""The seeds of a share: where its episodes begin, and what they draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rllib_gpg.seeding import MAX_SEED, SAMPLE_CALL, generator
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The seeds of a few whole episodes.
+
+    Attributes:
+        episodes: One per episode, for `env.reset(seed=..)`; all different.
+        actions: The seed of the actions drawn, over all these episodes.
+    """
+
+    episodes: tuple[int, ...]
+    actions: int
+
+    @classmethod
+    def draw(cls, num_episodes: int, run_seed: int, *key: int) -> Seeds:
+        """Derives the seeds of `num_episodes` episodes from the run's seed and a key."""
+        source = generator(run_seed, *key)
+        episodes = source.choice(MAX_SEED, size=num_episodes, replace=False)
+        return cls(tuple(int(seed) for seed in episodes), int(source.integers(MAX_SEED)))
+
+    @classmethod
+    def for_sample_call(cls, num_episodes: int, run_seed: int, *key: int) -> Seeds:
+        """Derives the seeds of one plain `sample(num_episodes=..)` call (PPO)."""
+        return cls.draw(num_episodes, run_seed, SAMPLE_CALL, *key)

@@ -1,0 +1,65 @@
+"""What the adapters make of vector envs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.wrappers.vector import DictInfoToList
+from ray.tune import register_env
+
+from rllib_gpg.sampling import GroupEnvRunner
+from rllib_gpg.sampling.rollout.vector_env import list_infos
+from tests.envs import NativeVector
+from tests.helpers import fingerprint, small_config
+
+
+@pytest.mark.parametrize(
+    "infos",
+    [
+        {"t": np.array([3, 4]), "_t": np.array([True, False])},
+        {"t": np.array([3, 4])},
+        {"a": {"b": np.array([1, 2]), "_b": np.array([False, True])}, "_a": np.array([True, True])},
+        {"a": {"b": np.array(["x", "y"], object)}, "_a": np.array([False, True]), "c": np.zeros(2)},
+    ],
+)
+def test_infos_are_listed_as_gymnasium_does(infos: dict[str, Any]) -> None:
+    class Infos(NativeVector):
+        def reset(self, **kwargs: Any) -> Any:
+            return super().reset(**kwargs)[0], infos
+
+    _, expected = DictInfoToList(Infos(2)).reset()
+    assert list_infos(infos, 2) == expected
+
+
+class SharedGenerator(NativeVector):
+    """All rows draw from one generator, and how much depends on the actions of all of them."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self._shared = np.random.default_rng(seed)
+        return super().reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> Any:
+        results = super().step(actions)
+        for _ in range(int(np.sum(actions))):
+            self._shared.random()
+        self._buffer[:, 0] = self._shared.random()
+        return results
+
+
+def test_idle_rows_do_not_make_seeded_shares_differ() -> None:
+    """Two fresh runners, one of them used before: what idle rows do is part of the share."""
+    register_env("shared generator", lambda context: SharedGenerator(context["num_envs"]))
+    config = small_config("shared generator").env_runners(
+        gym_env_vectorize_mode="vector_entry_point"
+    )
+    groups = []
+    for earlier_calls in (0, 0, 2):
+        runner = GroupEnvRunner(config=config, worker_index=0)
+        runner.module.load_state_dict({k: v * 0 for k, v in runner.module.state_dict().items()})
+        for _ in range(earlier_calls):
+            runner.sample(num_episodes=6, random_actions=True)
+        runner._num_sample_calls = 0
+        groups.append(fingerprint(runner.sample(num_episodes=2)))
+    assert groups[0] == groups[1] == groups[2]
