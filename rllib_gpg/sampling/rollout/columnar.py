@@ -203,17 +203,22 @@ class ColumnarRollout(Rollout):
         # Says that it is over, and when; the step that this adds is replaced by the columns.
         last = columns[Columns.OBS][-1]
         episode.add_env_step(last, None, 0.0, infos[-1], terminated=terminated, truncated=truncated)
-        episode.infos = InfiniteLookbackBuffer(infos)
-        episode.observations = InfiniteLookbackBuffer(columns.pop(Columns.OBS))
-        episode.actions = InfiniteLookbackBuffer(columns.pop(Columns.ACTIONS))
-        episode.rewards = InfiniteLookbackBuffer(columns.pop(Columns.REWARDS))
+        episode.infos.data = infos
+        _fill(episode.observations, columns.pop(Columns.OBS))
+        _fill(episode.actions, columns.pop(Columns.ACTIONS))
+        _fill(episode.rewards, columns.pop(Columns.REWARDS))
         columns[WEIGHTS_SEQ_NO] = np.full(end - first, self._parts.weights_seq_no)
         episode.extra_model_outputs = {
             name: InfiniteLookbackBuffer(column) for name, column in columns.items()
         }
-        episode.observation_space = self._parts.env_to_module.observation_space
-        episode.action_space = self._parts.env.single_action_space
+        if self._num_one_hot is not None:
+            episode.observation_space = self._parts.env_to_module.observation_space
         episode.t = end - first
+
+
+def _fill(buffer: InfiniteLookbackBuffer, column: Any) -> None:
+    # The buffer that the episode has, with its space: to make one takes longer than to copy.
+    buffer.data, buffer.finalized = column, True
 
 
 def _to_numpy(rows: Any) -> np.ndarray:
