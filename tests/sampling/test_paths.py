@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import gymnasium as gym
@@ -10,12 +11,14 @@ import pytest
 import tree
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.env_to_module import FlattenObservations
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_gpg import GPGConfig
 from rllib_gpg.sampling import GroupEnvRunner
+from rllib_gpg.sampling.rollout import episode_columns
 from tests.envs import ShortOrLong
-from tests.helpers import small_config
+from tests.helpers import LinearPolicy, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -96,6 +99,61 @@ def test_both_paths_give_the_same_episodes(name: str, explore: bool) -> None:
         for a, b in zip(fast, slow, strict=True):
             assert_same_episode(a, b)
     assert columns._in_columns
+
+
+@pytest.mark.parametrize("num_envs", [1, 4])
+def test_episodes_longer_than_a_block_of_columns(
+    num_envs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of 8 steps: episodes of 200 begin, go on and end anywhere in them."""
+    monkeypatch.setattr(episode_columns, "_BLOCK_BYTES", 1)
+    config = small_config(ShortOrLong).env_runners(num_envs_per_env_runner=num_envs)
+    columns, pipeline = runner_pair(config)
+    fast, slow = (runner.sample(num_episodes=9) for runner in (columns, pipeline))
+    assert {len(episode) for episode in fast} == {ShortOrLong.SHORT, ShortOrLong.LONG}
+    for a, b in zip(fast, slow, strict=True):
+        assert_same_episode(a, b)
+
+
+class Straggler(gym.Env):
+    """Images of 42 x 42 bytes; 1 episode of 1,500 steps among 31 of 30."""
+
+    num_episodes = 0
+
+    def __init__(self, config: Any = None):
+        self.observation_space = gym.spaces.Box(0, 255, (42, 42), np.uint8)
+        self.action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        Straggler.num_episodes += 1
+        self.length = 1500 if Straggler.num_episodes % 32 == 5 else 30
+        self.t = 0
+        return self._observation(), {}
+
+    def step(self, action: int) -> Any:
+        self.t += 1
+        return self._observation(), 1.0, self.t >= self.length, False, {}
+
+    def _observation(self) -> np.ndarray:
+        return np.full((42, 42), self.t % 256, np.uint8)
+
+
+def test_memory_follows_the_data_whatever_the_lengths() -> None:
+    config = small_config(Straggler).env_runners(num_envs_per_env_runner=32)
+    config.rl_module(rl_module_spec=RLModuleSpec(module_class=LinearPolicy))
+    runner = GroupEnvRunner(config=config, worker_index=0)
+    runner.sample(num_episodes=1)
+    Straggler.num_episodes = 0
+    tracemalloc.start()
+    try:
+        episodes = runner.sample(num_episodes=32)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert runner._in_columns
+    assert sorted(map(len, episodes)) == [30] * 31 + [1500]
+    data = sum(episode.get_observations().nbytes for episode in episodes)
+    assert peak < 3 * data
 
 
 def assert_same_episode(a: SingleAgentEpisode, b: SingleAgentEpisode) -> None:

@@ -23,7 +23,7 @@ _FEWEST_STEPS, _MOST_STEPS = 8, 256
 class EpisodeColumns:
     """Takes in whole vector steps, and gives out whole episodes.
 
-    Steps are written to a block of arrays [E, K, ...]. When it is full, each running episode's part
+    Steps are written to a block of arrays [K, E, ...]. When it is full, each running episode's part
     of it is copied out, and the block is used again: memory follows the steps of the episodes,
     not the longest of them times the number of envs.
     """
@@ -84,30 +84,32 @@ class EpisodeColumns:
                         part = self._part(name, env, self._first_E[env], self._now)
                         earlier[name].append(map_leaves(np.copy, part))
                 self._first_E[env] = 0
-            obs_EK = self._block[Columns.OBS]
-            obs_EK[:, 0] = obs_EK[:, self._now]
+            obs_KE = self._block[Columns.OBS]
+            obs_KE[0] = obs_KE[self._now]
             self._now = 0
 
     def observations(self, envs: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns what the given envs show now, [R, ...], not to be written to."""
-        obs_EK = self._block[Columns.OBS]
-        return obs_EK[:, self._now] if len(envs) == self._num_envs else obs_EK[envs, self._now]
+        return self._block[Columns.OBS][self._index(self._now, envs)]
 
     def _part(self, name: str, env: int, first: int, end: int) -> Any:
-        return map_leaves(lambda column_EK: column_EK[env, first:end], self._block[name])
+        return map_leaves(lambda column_KE: column_KE[first:end, env], self._block[name])
 
     def _write(self, k: int, envs: Sequence[int] | np.ndarray, rows: dict[str, Any]) -> None:
-        # Envs come in order, so all of them are the whole column, which is faster to address.
-        index = slice(None) if len(envs) == self._num_envs else envs
+        index = self._index(k, envs)
 
-        def write(column_EK: np.ndarray, row_R: np.ndarray) -> None:
-            column_EK[index, k] = row_R
+        def write(column_KE: np.ndarray, row_R: np.ndarray) -> None:
+            column_KE[index] = row_R
 
         for name, row_R in rows.items():
             if name not in self._block:
                 self._block[name] = map_leaves(self._empty, row_R)
             map_leaves(write, self._block[name], row_R)
 
+    def _index(self, k: int, envs: Sequence[int] | np.ndarray) -> Any:
+        # Envs come in order, so all of them are the whole row, which is faster to address.
+        return k if len(envs) == self._num_envs else (k, envs)
+
     def _empty(self, row_R: np.ndarray) -> np.ndarray:
         # One more than there are steps: observations are one ahead of everything else.
-        return np.empty((self._num_envs, self._num_steps + 1, *row_R.shape[1:]), row_R.dtype)
+        return np.empty((self._num_steps + 1, self._num_envs, *row_R.shape[1:]), row_R.dtype)
