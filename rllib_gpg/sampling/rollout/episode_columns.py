@@ -16,8 +16,8 @@ from ray.rllib.core.columns import Columns
 from rllib_gpg.sampling.rollout.nested import map_leaves
 
 # A block of observations takes up about so many bytes, but has at least and at most so many steps.
-_BLOCK_BYTES = 2**22
-_FEWEST_STEPS, _MOST_STEPS = 8, 256
+_BLOCK_BYTES = 2**20
+_FEWEST_STEPS, _MOST_STEPS = 8, 128
 
 
 class EpisodeColumns:
