@@ -207,13 +207,20 @@ def test_shares_add_up_to_the_group(
 
 
 def test_no_two_shares_are_seeded_alike() -> None:
-    config = small_config(ShortOrLong, group_size=128)
+    """Of 3 runs, 20 groups and 20 evaluations each, in shares of 4 episodes."""
+    config = small_config(ShortOrLong, group_size=128).env_runners(num_env_runners=2)
+    evaluation = config.copy()
+    evaluation.in_evaluation = True
     seeds = [
         share.seeds()
         for run_seed in range(3)
-        for group in range(20)
-        for share in cut_into_shares(config, run_seed, group)
+        for number in range(20)
+        for share in (
+            *cut_into_shares(config, run_seed, number),
+            *cut_into_shares(evaluation, run_seed, number, 16),
+        )
     ]
+    assert len(seeds) == 3 * 20 * (32 + 4)
     assert len({s.actions for s in seeds}) == len(seeds)
-    assert len({s.episodes for s in seeds}) == len(seeds)
-    assert all(len(set(s.episodes)) == len(s.episodes) for s in seeds)
+    episodes = [seed for s in seeds for seed in s.episodes]
+    assert len(set(episodes)) == len(episodes) == 3 * 20 * (128 + 16)
