@@ -299,6 +299,7 @@ def test_an_env_behind_another_wrapper_moves_as_a_whole() -> None:
 # --- algorithms ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_is_the_same_on_0_and_1_env_runners() -> None:
     groups = []
     for num_env_runners in (0, 1):

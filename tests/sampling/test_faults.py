@@ -120,7 +120,7 @@ def assert_checkpoint(message: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 2])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_env_that_raises_now_and_then_biases_nothing(num_env_runners: int) -> None:
     """One failure in 200 steps would all but wipe out long episodes, were they drawn afresh."""
 

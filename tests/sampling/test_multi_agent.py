@@ -100,7 +100,7 @@ def traces(episodes: list[MultiAgentEpisode]) -> list[Any]:
 # Exact groups
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 2])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_group_has_exactly_n_whole_episodes(num_env_runners: int) -> None:
     config = multi_config(ComingAndGoing, group_size=13).env_runners(
         num_env_runners=num_env_runners
