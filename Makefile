@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+# Tests run side by side, in workers that have a local Ray each (about 3 GiB of memory).
+WORKERS ?= 2
+PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: train test test-slow lint setup clean
 
@@ -9,10 +12,10 @@ train: setup  ## Train GPG on CartPole-v1, live progress, under a minute.
 	$(PY) tuned_examples/cartpole_gpg.py
 
 test: lint  ## Lint, types and the fast tests.
-	$(PY) -m pytest -m "not slow and not learning"
+	$(PYTEST) -m "not slow and not learning"
 
 test-slow: setup  ## The tests that take longer: many actors, learning.
-	$(PY) -m pytest -m "slow or learning"
+	$(PYTEST) -m "slow or learning"
 
 lint: setup
 	$(PY) -m ruff check .

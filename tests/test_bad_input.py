@@ -196,7 +196,12 @@ def mend(algo: GPG) -> None:
     ("how", "message", "num_env_runners"),
     [
         ("reward", r"episode [0-9a-f]{32}.*the reward at step 3 is not finite: nan", 0),
-        ("reward", r"episode [0-9a-f]{32}.*the reward at step 3 is not finite: nan", 1),
+        pytest.param(
+            "reward",
+            r"episode [0-9a-f]{32}.*the reward at step 3 is not finite: nan",
+            1,
+            marks=pytest.mark.slow,
+        ),
         ("observation", r"episode [0-9a-f]{32}.*the observation at step 4 is not finite: inf", 0),
     ],
     ids=["reward", "reward-remote", "observation"],
@@ -258,7 +263,7 @@ def test_an_env_that_raises_is_reported_at_once_and_nothing_is_learned(
 # Envs without a time limit.
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_max_episode_steps_cuts_episodes_at_exactly_that_length(num_env_runners: int) -> None:
     config = small_config(Endless).env_runners(num_env_runners=num_env_runners, max_episode_steps=7)
     with built(config) as algo:

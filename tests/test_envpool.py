@@ -299,6 +299,7 @@ def test_an_env_behind_another_wrapper_moves_as_a_whole() -> None:
 # --- algorithms ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_is_the_same_on_0_and_1_env_runners() -> None:
     groups = []
     for num_env_runners in (0, 1):
@@ -411,9 +412,9 @@ def test_without_envpool_the_error_says_how_to_install_it(monkeypatch: pytest.Mo
         register_envpool("CartPole-v1")
 
 
-def test_a_new_pool_is_silent(recwarn: pytest.WarningsRecorder) -> None:
-    env = EnvPoolVectorEnv("CartPole-v1", num_envs=2)
-    recwarn.clear()
+@pytest.mark.parametrize("options", [{}, {"max_episode_steps": 10}], ids=["", "limit"])
+def test_a_new_pool_is_silent(options: Any, recwarn: pytest.WarningsRecorder) -> None:
+    env = EnvPoolVectorEnv("CartPole-v1", num_envs=2, **options)
     for seed in (1, 2):
         env.reset(seed=seed)
     assert not recwarn.list

@@ -102,10 +102,11 @@ def test_exact_and_unbiased(num_runners: int, parallel: bool) -> None:
         assert lifetime == 2 * duration
 
 
+@pytest.mark.slow
 def test_an_env_runner_that_takes_too_long_is_replaced(tmp_path: Path) -> None:
     """RLlib leaves out what takes longer than `evaluation_sample_timeout_s`, and says nothing."""
     (training := tmp_path / "training").touch()
-    config = evaluating(HangsOnce, 2, evaluation_sample_timeout_s=2.0)
+    config = evaluating(HangsOnce, 2, evaluation_sample_timeout_s=10.0)
     config.environment(env_config={"path": str(training)})
     config.evaluation(evaluation_config={"env_config": {"path": str(tmp_path / "evaluation")}})
     with built(config) as algo:
@@ -114,7 +115,7 @@ def test_an_env_runner_that_takes_too_long_is_replaced(tmp_path: Path) -> None:
     assert runners["num_episodes_redispatched"] > 0
 
 
-@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("parallel", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_env_that_fails_in_evaluation_ends_the_run_after_a_checkpoint(parallel: bool) -> None:
     config = evaluating(Broken, int(parallel), evaluation_parallel_to_training=parallel)
     config.environment(env_config={"how": "not at all"})
@@ -145,15 +146,19 @@ class Hooks(Witness):
         algorithm.told.append(evaluation_metrics["env_runners"]["num_episodes"])
 
 
-def test_metrics_and_callbacks_of_ppo_are_there() -> None:
-    config = evaluating(Identity, 1).callbacks(Hooks)
+@pytest.mark.parametrize("num_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_metrics_and_callbacks_of_ppo_are_there(num_runners: int) -> None:
+    config = evaluating(Identity, num_runners).callbacks(Hooks)
     reference = (
         PPOConfig()
         .environment(Identity)
         .training(train_batch_size_per_learner=100, minibatch_size=50)
         .rl_module(model_config=SMALL_NET)
         .callbacks(Hooks)
-        .evaluation(evaluation_interval=1, evaluation_num_env_runners=1, evaluation_duration=7)
+        .evaluation(
+            evaluation_interval=1, evaluation_num_env_runners=num_runners, evaluation_duration=7
+        )
+        .debugging(log_sys_usage=False)
     )
     with built(config) as algo, built(reference) as ppo:
         result, expected = algo.train(), ppo.train()
@@ -161,7 +166,7 @@ def test_metrics_and_callbacks_of_ppo_are_there() -> None:
     missing = expected["evaluation"]["env_runners"].keys() - result["evaluation"]["env_runners"]
     # What times the steps of RLlib's connector pipelines, which sampling in columns hasn't.
     assert all(name.split("_")[0] in ("env", "module", "rlmodule") for name in missing)
-    assert result["evaluation"]["num_healthy_workers"] == 1
+    assert result["evaluation"]["num_healthy_workers"] == num_runners
     assert algo.told == ppo.told == ["start", 7]
 
 
@@ -197,8 +202,9 @@ def test_evaluation_by_timesteps_is_rllibs() -> None:
     assert runners["num_env_steps_sampled"] == 8
 
 
-def test_greedy_actions_in_evaluation_alone() -> None:
-    config = evaluating(Identity, 1, evaluation_config={"explore": False})
+@pytest.mark.parametrize("num_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_greedy_actions_in_evaluation_alone(num_runners: int) -> None:
+    config = evaluating(Identity, num_runners, evaluation_config={"explore": False})
     with built(config) as algo:
         result = algo.train()
     assert result["evaluation"]["env_runners"]["all_greedy"] == 1.0
@@ -229,8 +235,15 @@ def test_in_parallel_the_policy_before_the_update_is_evaluated() -> None:
             assert evaluated_policy(results) in policies[-2:]
 
 
-@pytest.mark.parametrize("num_runners", [0, 1])
-@pytest.mark.parametrize("unit", ["episodes", "timesteps"])
+@pytest.mark.parametrize(
+    ("unit", "num_runners"),
+    [
+        ("episodes", 1),
+        ("timesteps", 0),
+        pytest.param("episodes", 0, marks=pytest.mark.slow),
+        pytest.param("timesteps", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_evaluation_after_going_back_to_an_older_checkpoint(
     unit: str, num_runners: int, tmp_path: Path
 ) -> None:

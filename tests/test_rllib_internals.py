@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import ANY
 
 import gymnasium as gym
 import numpy as np
@@ -44,6 +45,7 @@ from ray.rllib.utils.minibatch_utils import MiniBatchCyclicIterator
 from ray.util.metrics import Counter
 
 from rllib_gpg import GPG
+from rllib_gpg.learning import GPGTorchLearner
 from rllib_gpg.sampling import GroupEnvRunner
 from rllib_gpg.sampling.rollout.columnar import obstacle_to_columns
 from tests.envs import Identity
@@ -174,9 +176,11 @@ def test_config_evaluation_copy_is_marked() -> None:
 
 def test_learner_pipeline_insert_after() -> None:
     pipeline = AlgorithmConfig().build_learner_connector(None, None)
-    kinds = [type(piece) for piece in pipeline.connectors]
+    inserted = FlattenObservations()
+    pipeline.insert_after(AddObservationsFromEpisodesToBatch, inserted)
+    before = pipeline.connectors[pipeline.connectors.index(inserted) - 1]
     require(
-        AddObservationsFromEpisodesToBatch in kinds and hasattr(pipeline, "insert_after"),
+        type(before) is AddObservationsFromEpisodesToBatch,
         CONFIG,
         "`insert_after(AddObservationsFromEpisodesToBatch, ..)` puts `GroupAdvantageEstimation` "
         "behind the user's pieces and in front of zero-padding.",
@@ -300,19 +304,58 @@ def test_env_runner_counter_of_env_steps(runner: SingleAgentEnvRunner) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "what_for"),
-    [
-        ("_env_to_module", "the pipeline from episodes to the module's input"),
-        ("_module_to_env", "the pipeline from the module's output to actions"),
-        ("_ongoing_episodes", "the list that callbacks and connectors see the episodes in"),
-        ("_device", "where actions are computed"),
-        ("_callbacks", "the user's callbacks, to see if one wants every step"),
-        ("_ongoing_episodes_for_metrics", "chunks of episodes that whole episodes have none of"),
-    ],
-)
-def test_env_runner_attributes(runner: SingleAgentEnvRunner, name: str, what_for: str) -> None:
-    require(hasattr(runner, name), ENV_RUNNER, f"`{name}` is {what_for}.")
+def test_env_runner_connector_pipelines(runner: SingleAgentEnvRunner) -> None:
+    """From a new episode to the action that its env gets."""
+    episode = SingleAgentEpisode(
+        observation_space=runner.env.single_observation_space,
+        action_space=runner.env.single_action_space,
+    )
+    episode.add_env_reset(observation=np.array([0.5], np.float32), infos={})
+    common = {
+        "episodes": [episode],
+        "explore": True,
+        "rl_module": runner.module,
+        "shared_data": {},
+        "metrics": runner.metrics,
+    }
+    to_module = runner._env_to_module(batch={}, **common)
+    require(
+        to_module[Columns.OBS].tolist() == [[0.5]],
+        ENV_RUNNER,
+        "`_env_to_module` is the pipeline from episodes to the module's input.",
+    )
+    to_env = runner._module_to_env(batch=runner.module.forward_exploration(to_module), **common)
+    require(
+        {Columns.ACTIONS, Columns.ACTIONS_FOR_ENV, Columns.ACTION_LOGP} <= to_env.keys()
+        and runner.env.single_action_space.contains(to_env[Columns.ACTIONS_FOR_ENV][0]),
+        ENV_RUNNER,
+        "`_module_to_env` is the pipeline from the module's output to actions.",
+    )
+
+
+def test_env_runner_ongoing_episodes() -> None:
+    runner = stock_runner()
+    chunks = runner.sample(num_timesteps=12)
+    require(
+        [episode.t for episode in runner._ongoing_episodes] == [3] * 4,
+        ENV_RUNNER,
+        "`_ongoing_episodes` is the list that callbacks and connectors see the episodes in.",
+    )
+    require(
+        dict(runner._ongoing_episodes_for_metrics) == {chunk.id_: [chunk] for chunk in chunks},
+        ENV_RUNNER,
+        "`_ongoing_episodes_for_metrics` are chunks of episodes; whole episodes have none.",
+    )
+
+
+def test_env_runner_device_and_callbacks(runner: SingleAgentEnvRunner) -> None:
+    devices = {parameter.device for parameter in runner.module.parameters()}
+    require({torch.device(runner._device)} == devices, ENV_RUNNER, "`_device` computes actions.")
+    require(
+        [type(callback) for callback in runner._callbacks] == [Calls],
+        ENV_RUNNER,
+        "`_callbacks` are the user's callbacks, to see if one wants every step.",
+    )
 
 
 def test_env_runner_vector_env_has_sub_envs_that_step_one_by_one(
@@ -560,15 +603,27 @@ def test_learner_convert_batch_type(algo: GPG) -> None:
     )
 
 
-def test_learner_device_and_hooks(algo: GPG) -> None:
+def test_learner_device(algo: GPG) -> None:
     learner = algo.learner_group.foreach_learner(lambda learner: learner).result_or_errors[0].get()
     require(
         isinstance(learner._device, torch.device) or learner._device == "cpu",
         LEARNER,
         "`_device` is where the schedule of the entropy coefficient lives.",
     )
+
+
+def test_learner_calls_the_hook_after_an_update_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        GPGTorchLearner,
+        "after_gradient_based_update",
+        lambda learner, **kwargs: calls.append(kwargs),
+    )
+    with built(small_config(Identity)) as algo:
+        algo.train()
     require(
-        "timesteps" in signature(type(learner).__mro__[1].after_gradient_based_update),
+        calls == [{"timesteps": ANY}]
+        and calls[0]["timesteps"]["num_env_steps_sampled_lifetime"] == 80,
         LEARNER,
         "`after_gradient_based_update(timesteps=..)` is called once per update.",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -135,6 +135,25 @@ def config_for_kind(observation: str, *args: Any, **training: Any) -> GPGConfig:
     return flattened(config) if observation in FLATTENED else config
 
 
+# Of observations, vectors are sampled in columns and matrices step by step.
+BOTH_PATHS = ("vector", "matrix")
+
+
+def pairs(observations: Iterable[str], others: Iterable[str], *whole: str) -> list[Any]:
+    """All of them. Fast ones: each of both once, along a diagonal, and the `whole` observations."""
+    observations, others = list(observations), list(others)
+    return [
+        pytest.param(
+            observation,
+            other,
+            id=f"{observation}-{other}",
+            marks=() if observation in whole or row % len(others) == column else pytest.mark.slow,
+        )
+        for row, observation in enumerate(observations)
+        for column, other in enumerate(others)
+    ]
+
+
 # Training.
 
 
@@ -155,23 +174,7 @@ def assert_trains(config: GPGConfig) -> None:
         assert advantages.std() > 0.1
 
 
-def pairs() -> list[Any]:
-    """All of them; the fast ones are each kind once, actions in columns and step by step."""
-    return [
-        pytest.param(
-            observation,
-            action,
-            id=f"{observation}-{action}",
-            marks=()
-            if action == "discrete" or observation in ("vector", "matrix")
-            else pytest.mark.slow,
-        )
-        for observation in OBSERVATIONS
-        for action in ACTIONS
-    ]
-
-
-@pytest.mark.parametrize(("observation", "action"), pairs())
+@pytest.mark.parametrize(("observation", "action"), pairs(OBSERVATIONS, ACTIONS, *BOTH_PATHS))
 def test_every_pair_of_spaces_trains(observation: str, action: str) -> None:
     assert_trains(config_for_kind(observation, ACTIONS[action], use_kl_loss=True))
 
@@ -185,7 +188,7 @@ def test_a_recurrent_module_takes_every_kind_of_observation(observation: str) ->
 @pytest.mark.parametrize(
     ("normalize", "clip"), [(True, False), (False, True)], ids=["squashed", "clipped"]
 )
-@pytest.mark.parametrize("observation", ["vector", "matrix"])  # in columns, step by step
+@pytest.mark.parametrize("observation", BOTH_PATHS)
 def test_bounded_actions_use_the_whole_range_and_stay_in_it(
     observation: str, normalize: bool, clip: bool
 ) -> None:
@@ -199,8 +202,7 @@ def test_bounded_actions_use_the_whole_range_and_stay_in_it(
 # Deterministic actions.
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("observation", ["vector", "matrix"])  # in columns, step by step
+@pytest.mark.parametrize(("observation", "action"), pairs(BOTH_PATHS, ACTIONS, "vector"))
 def test_evaluation_without_exploration_takes_the_most_probable_actions(
     observation: str, action: str
 ) -> None:
@@ -298,14 +300,14 @@ def sampled(config: GPGConfig) -> Iterator[Sampled]:
         yield algo, sample_group(algo)
 
 
-@pytest.fixture(scope="module", params=OBSERVATIONS)
+@pytest.fixture(scope="module")
 def normalized(request: pytest.FixtureRequest, ray_session: None) -> Iterator[Sampled]:
     """RLlib's flattening, if any, and the normaliser."""
     config = config_for_kind(request.param)
     yield from sampled(config.rl_module(model_config={**SMALL_NET, "normalize_observations": True}))
 
 
-@pytest.fixture(scope="module", params=FLATTENED)
+@pytest.fixture(scope="module")
 def as_they_are(request: pytest.FixtureRequest, ray_session: None) -> Iterator[Sampled]:
     """No connector flattens: the module takes what the env gives."""
     config = config_for(FLATTENED[request.param])
@@ -332,7 +334,9 @@ def assert_bins_by_hand(sampled: Sampled, binning: str, flat: Callable[[Any], np
     assert np.concatenate(expected).std() > 0.1
 
 
-@pytest.mark.parametrize("binning", BINNINGS)
+@pytest.mark.parametrize(
+    ("normalized", "binning"), pairs(OBSERVATIONS, BINNINGS, "vector"), indirect=["normalized"]
+)
 def test_bins_are_those_of_the_flat_observations_before_normalisation(
     normalized: Sampled, binning: str
 ) -> None:
@@ -341,7 +345,11 @@ def test_bins_are_those_of_the_flat_observations_before_normalisation(
     assert_bins_by_hand(normalized, binning, lambda card: np.asarray(spaces.flatten(space, card)))
 
 
-@pytest.mark.parametrize("binning", BINNINGS)
+@pytest.mark.parametrize(
+    ("as_they_are", "binning"),
+    pairs(FLATTENED, BINNINGS, "matrix", "tuple"),
+    indirect=["as_they_are"],
+)
 def test_bins_of_observations_that_no_connector_flattens(
     as_they_are: Sampled, binning: str
 ) -> None:

@@ -127,7 +127,7 @@ def test_the_policy_of_bc(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     ("how", "num_env_runners"),
     [
         ("restore_from_path", 0),
-        ("restore_from_path", 1),
+        pytest.param("restore_from_path", 1, marks=pytest.mark.slow),
         ("set_state", 0),
         ("on_algorithm_init", 1),
     ],

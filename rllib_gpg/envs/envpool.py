@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -99,8 +100,9 @@ class EnvPoolVectorEnv(VectorEnv):
         self._pool: Any = None
         spec = envpool.make_spec(env_id, **options)
         self.num_envs = num_envs
-        self.single_observation_space = _repaired(spec.observation_space)
-        self.single_action_space = _single_precision(_repaired(spec.action_space))
+        with _silent_bounds():
+            self.single_observation_space = _repaired(spec.observation_space)
+            self.single_action_space = _single_precision(_repaired(spec.action_space))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._dtypes = tree.map_structure(
@@ -129,9 +131,8 @@ class EnvPoolVectorEnv(VectorEnv):
             seeds = np.random.default_rng(seed).integers(2**31, size=self.num_envs)
             self._pool = None  # The old pool's threads and memory go before the new ones come.
             self._pool = self._make(num_envs=self.num_envs, seed=seeds)
-        with warnings.catch_warnings():
-            # Each new pool makes its spaces again, and gymnasium warns of their bounds in float64.
-            warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+        # Each new pool makes its spaces again.
+        with _silent_bounds():
             observations, infos = self._pool.reset()
         return self._as_in_space(observations), self._vector_infos(infos)
 
@@ -180,7 +181,8 @@ class EnvPoolVectorEnv(VectorEnv):
     def _check_limit(self, env_id: str) -> None:
         """Raises a `ValueError` if an episode goes on beyond its limit, as some envs let it."""
         pool = self._make(num_envs=1, max_episode_steps=1)
-        pool.reset()
+        with _silent_bounds():
+            pool.reset()
         _, _, terminateds, truncateds, _ = pool.step(self.action_space.sample()[:1])
         if not (terminateds | truncateds).all():
             raise ValueError(
@@ -225,6 +227,14 @@ def _check(env_id: str, options: dict[str, Any]) -> Any:
     if envpool.make_spec(env_id, **options).config.max_num_players > 1:
         raise ValueError(f"EnvPool's {env_id} has several players; only single agents can run.")
     return envpool
+
+
+@contextmanager
+def _silent_bounds() -> Iterator[None]:
+    """For where EnvPool makes spaces: gymnasium warns that it gives float32 bounds in float64."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+        yield
 
 
 def _repaired(space: gym.Space) -> gym.Space:

@@ -284,7 +284,11 @@ def test_epsilon_of_another_length_names_both(cls):
 FLOAT, BYTE = np.dtype(np.float32), np.dtype(np.uint8)
 
 
-@pytest.mark.parametrize("binning", [Binning(), TimeBinning(), UniversalBinning()], ids=repr)
+@pytest.mark.parametrize(
+    "binning",
+    [Binning(), TimeBinning(), UniversalBinning()],
+    ids=lambda binning: type(binning).__name__,
+)
 def test_check_space_of_the_rest_takes_everything_in_silence(binning, recwarn):
     binning.check_space(shape=None, dtype=None)
     binning.check_space(shape=(8,), dtype=FLOAT)

@@ -70,6 +70,8 @@ def by_hand(episodes: list[Any], **settings: Any) -> np.ndarray:
     ],
     ids=["default", "gamma", "universal", "state", "spatial-time", "loo", "raw", "loo-raw"],
 )
+# The two bits of `Identity` repeat exactly, which the binning can't know.
+@pytest.mark.filterwarnings("ignore:StateBinning.* on float32:UserWarning:rllib_gpg")
 def test_the_pipeline_gives_the_estimators_advantages_row_by_row(
     training: dict[str, Any], settings: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
@@ -246,6 +248,7 @@ def test_all_metrics_that_the_documentation_names_are_there() -> None:
     assert set(results) >= GROUP_METRICS
 
 
+@pytest.mark.filterwarnings("ignore:group_size=1 with time bins:UserWarning:rllib_gpg")
 def test_a_group_of_singletons_is_told_by_its_metrics() -> None:
     with built(small_config(Identity, group_size=1)) as algo:
         results = module_results(algo.train())

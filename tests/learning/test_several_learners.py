@@ -62,7 +62,8 @@ def uneven(*, shaped: bool = False, **training: Any) -> GPGConfig:
 @pytest.mark.parametrize(
     ("config", "num_learners"),
     [
-        pytest.param(uneven(shaped=True), [1, 2], id="uneven-lengths-and-shaped-rewards"),
+        pytest.param(uneven(shaped=True), [2], id="uneven-lengths-and-shaped-rewards"),
+        pytest.param(uneven(shaped=True), [1], id="one-remote-learner", marks=pytest.mark.slow),
         # Universal bins: with time bins, one episode is its own baseline.
         pytest.param(
             uneven(group_size=1, binning="universal"),

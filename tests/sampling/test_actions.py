@@ -82,7 +82,9 @@ def test_nan_is_refused(distribution: Any) -> None:
 
 
 BOUNDED = gym.spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32))
-HALF_BOUNDED = gym.spaces.Box(np.array([-2.0, -np.inf]), np.array([2.0, 5.0]), dtype=np.float32)
+HALF_BOUNDED = gym.spaces.Box(
+    np.array([-2.0, -np.inf], np.float32), np.array([2.0, 5.0], np.float32)
+)
 INTEGERS = gym.spaces.Box(-3, 3, (2,), np.int32)
 
 

@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling import SamplingError
 from tests.envs import Broken, HangsOnce, ShortOrLong, Slow, Unreliable
-from tests.helpers import built, fingerprint, sample_group, small_config
+from tests.helpers import built, fingerprint, sample_group, small_config, start_ray
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -120,7 +120,7 @@ def assert_checkpoint(message: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 2])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_env_that_raises_now_and_then_biases_nothing(num_env_runners: int) -> None:
     """One failure in 200 steps would all but wipe out long episodes, were they drawn afresh."""
 
@@ -207,5 +207,5 @@ def test_training_goes_on_when_a_node_is_removed_and_runners_come_back() -> None
         ray.shutdown()
         cluster.shutdown()
         # Back to the Ray of all tests, which knows nothing yet of what was registered with Tune.
-        ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+        start_ray()
         tune.register_trainable("GPG", GPG)

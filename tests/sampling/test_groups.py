@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.tune import register_env
 from scipy.stats import binomtest
 
+from rllib_gpg import GPG
 from rllib_gpg.sampling import GroupEnvRunner
 from rllib_gpg.sampling.group import cut_into_shares
 from tests.envs import NativeVector, ShortOrLong
@@ -31,19 +33,23 @@ def is_one_half(num_long: int, num_episodes: int) -> bool:
     return binomtest(num_long, num_episodes, 0.5).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 2])
-def test_long_episodes_are_half_of_all_episodes(num_env_runners: int) -> None:
-    config = small_config(ShortOrLong, group_size=24).env_runners(
-        num_env_runners=num_env_runners,
-        num_envs_per_env_runner=8 // max(1, num_env_runners),
-    )
-    lengths: list[int] = []
-    with built(config) as algo:
-        for _ in range(16):
-            group = sample_group(algo)
-            assert len(group) == 24
-            lengths += map(len, group)
-    assert is_one_half(*share_of_long(lengths))
+@pytest.fixture(scope="module", params=[0, 2], ids=["local", "two-runners"])
+def algo(request: pytest.FixtureRequest, ray_session: None) -> Iterator[GPG]:
+    with built(small_config(ShortOrLong).env_runners(num_env_runners=request.param)) as algo:
+        yield algo
+
+
+def first_groups(algo: GPG, number: int, *, group_size: int) -> list[list[Any]]:
+    """The first groups of a run, whatever was sampled before, in a size of their own."""
+    algo.config = algo.config.copy(copy_frozen=False).training(group_size=group_size)
+    algo._num_groups = 0
+    return [sample_group(algo) for _ in range(number)]
+
+
+def test_long_episodes_are_half_of_all_episodes(algo: GPG) -> None:
+    groups = first_groups(algo, 16, group_size=24)
+    assert [len(group) for group in groups] == [24] * 16
+    assert is_one_half(*share_of_long([len(episode) for group in groups for episode in group]))
 
 
 def test_the_stock_env_runner_prefers_short_episodes() -> None:
@@ -63,15 +69,11 @@ def test_the_stock_env_runner_prefers_short_episodes() -> None:
 
 
 @pytest.mark.parametrize("group_size", [1, 3, 4, 5, 13])
-@pytest.mark.parametrize("num_env_runners", [0, 2])
-def test_every_group_has_exactly_n_whole_episodes(group_size: int, num_env_runners: int) -> None:
-    config = small_config(ShortOrLong, group_size=group_size, binning="universal")
-    with built(config.env_runners(num_env_runners=num_env_runners)) as algo:
-        for _ in range(2):
-            group = sample_group(algo)
-            assert len(group) == group_size
-            assert all(episode.is_done and episode.t_started == 0 for episode in group)
-            assert len({episode.id_ for episode in group}) == group_size
+def test_every_group_has_exactly_n_whole_episodes(algo: GPG, group_size: int) -> None:
+    for group in first_groups(algo, 2, group_size=group_size):
+        assert len(group) == group_size
+        assert all(episode.is_done and episode.t_started == 0 for episode in group)
+        assert len({episode.id_ for episode in group}) == group_size
 
 
 @pytest.mark.parametrize("num_episodes", [0, 1, 4, 7, 13])
@@ -119,11 +121,10 @@ def start_states(group: list[Any]) -> list[float]:
     return [float(episode.get_observations(0)[0]) for episode in group]
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 2])
-def test_a_seeded_run_never_starts_two_episodes_alike(num_env_runners: int) -> None:
-    config = small_config(ShortOrLong, group_size=13).env_runners(num_env_runners=num_env_runners)
-    with built(config) as algo:
-        starts = [start for _ in range(4) for start in start_states(sample_group(algo))]
+def test_a_seeded_run_never_starts_two_episodes_alike(algo: GPG) -> None:
+    groups = first_groups(algo, 4, group_size=13)
+    starts = [start for group in groups for start in start_states(group)]
+    assert len(starts) == 4 * 13
     assert max(Counter(starts).values()) == 1
 
 
@@ -154,17 +155,21 @@ def test_unseeded_calls_draw_actions_of_their_own() -> None:
     assert draws[0] != draws[1]
 
 
-def test_training_is_the_same_on_0_1_and_3_env_runners() -> None:
+@pytest.mark.parametrize(
+    "numbers", [(0, 2), pytest.param((0, 1, 3), marks=pytest.mark.slow)], ids=str
+)
+def test_training_is_the_same_on_any_number_of_env_runners(numbers: tuple[int, ...]) -> None:
     """Also after updates: weights, groups and their order are the same."""
     groups = []
-    for num_env_runners in (0, 1, 3):
+    for num_env_runners in numbers:
         config = small_config(ShortOrLong, group_size=10).env_runners(
             num_env_runners=num_env_runners, episodes_per_share=3
         )
         with built(config) as algo:
             algo.train()
             groups.append(fingerprint(sample_group(algo)))
-    assert groups[0] == groups[1] == groups[2]
+    assert len(groups[0]) == 10
+    assert all(group == groups[0] for group in groups)
 
 
 def test_plain_sample_calls_of_two_runners_and_of_evaluation_are_seeded_apart() -> None:
@@ -207,13 +212,20 @@ def test_shares_add_up_to_the_group(
 
 
 def test_no_two_shares_are_seeded_alike() -> None:
-    config = small_config(ShortOrLong, group_size=128)
+    """Of 3 runs, 20 groups and 20 evaluations each, in shares of 4 episodes."""
+    config = small_config(ShortOrLong, group_size=128).env_runners(num_env_runners=2)
+    evaluation = config.copy()
+    evaluation.in_evaluation = True
     seeds = [
         share.seeds()
         for run_seed in range(3)
-        for group in range(20)
-        for share in cut_into_shares(config, run_seed, group)
+        for number in range(20)
+        for share in (
+            *cut_into_shares(config, run_seed, number),
+            *cut_into_shares(evaluation, run_seed, number, 16),
+        )
     ]
+    assert len(seeds) == 3 * 20 * (32 + 4)
     assert len({s.actions for s in seeds}) == len(seeds)
-    assert len({s.episodes for s in seeds}) == len(seeds)
-    assert all(len(set(s.episodes)) == len(s.episodes) for s in seeds)
+    episodes = [seed for s in seeds for seed in s.episodes]
+    assert len(set(episodes)) == len(episodes) == 3 * 20 * (128 + 16)

@@ -39,11 +39,11 @@ def ppo_config(num_env_runners: int) -> PPOConfig:
         .training(train_batch_size_per_learner=20, minibatch_size=20, num_epochs=1)
         .rl_module(model_config=SMALL_NET)
         .callbacks(Lengths)
-        .debugging(seed=1)
+        .debugging(seed=1, log_sys_usage=False)
     )
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 2])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_ppo_learns_from_whole_unbiased_episodes(num_env_runners: int) -> None:
     algo = ppo_config(num_env_runners).build_algo()
     try:
