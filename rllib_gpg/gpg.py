@@ -46,6 +46,7 @@ from rllib_gpg.learning.torch_learner import GPGTorchLearner
 from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gather
 from rllib_gpg.sampling.messages import Share, Weights
 from rllib_gpg.seeding import MAX_SEED
+from rllib_gpg.threads import threads_of_main_process
 from rllib_gpg.validation import check_spaces
 
 NUM_EPISODES_REDISPATCHED = "num_episodes_redispatched"
@@ -97,8 +98,9 @@ class GPG(Algorithm):
     def step(self) -> ResultDict:
         """Runs one iteration of training, and of evaluation if it is due."""
         # Here, because training and evaluation may run in parallel from now on.
-        self._current_weights()
-        return super().step()
+        with threads_of_main_process(self.config):
+            self._current_weights()
+            return super().step()
 
     @override(Algorithm)
     def training_step(self) -> None:
@@ -250,7 +252,8 @@ class GPG(Algorithm):
             SamplingError: If the episodes asked for couldn't be completed; after a checkpoint.
         """
         try:
-            return super().evaluate(parallel_train_future)
+            with threads_of_main_process(self.config):
+                return super().evaluate(parallel_train_future)
         except SamplingError as error:
             if parallel_train_future is not None:
                 # What it changes is about to be saved.
