@@ -189,7 +189,8 @@ class GPGConfig(AlgorithmConfig):
         Args:
             max_episode_steps: Cuts episodes after so many steps (truncated), for an env without a
                 time limit of its own. Returns stop at the cut. Default None: the env's own limit.
-                Native vector envs can't be cut; give them a limit of their own.
+                With several agents, all that are there are cut, with what they saw last. Native
+                vector envs can't be cut; give them a limit of their own.
             episodes_per_share: The group is sampled in shares of so many episodes, handed to
                 whichever env runner is free. Small shares balance the load; shares smaller than
                 `num_envs_per_env_runner` leave envs idle. With it set, a seeded run gives the same

@@ -39,8 +39,6 @@ class GroupEnvRunner(ShareSamplingEnvRunner, SingleAgentEnvRunner):
     is RLlib's own.
     """
 
-    _LIMIT_EPISODES = "`config.env_runners(max_episode_steps=..)`"
-
     @override(SingleAgentEnvRunner)
     def __init__(self, **kwargs: Any):
         """Takes the arguments of `SingleAgentEnvRunner`."""

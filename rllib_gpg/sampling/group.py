@@ -16,6 +16,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.typing import EpisodeType, ResultDict
 
 from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
+from rllib_gpg.sampling.progress import Progress
 
 logger = logging.getLogger("ray.rllib")
 
@@ -106,7 +107,8 @@ def gather(
     if env_runner_group.num_remote_env_runners() == 0:
         runner = env_runner_group.local_env_runner
         while ledger.waiting:
-            ledger.enter(runner.sample_share(ledger.waiting.popleft(), weights))
+            share = ledger.waiting.popleft()
+            ledger.enter(runner.sample_share(share, weights, ledger.progress))
         metrics = [runner.get_metrics()]
     else:
         _RemoteGathering(env_runner_group, ledger, weights, config, restore).run()
@@ -123,6 +125,7 @@ class _Ledger:
         self.waiting = deque(shares)
         self.results: dict[int, ShareResult] = {}
         self.num_redispatched = 0
+        self.progress = Progress(shares)
         self._num_shares = len(shares)
         self._weights = weights
         self._max_failures = max_failures
@@ -143,6 +146,7 @@ class _Ledger:
             )
         else:
             self.results[result.share.index] = result
+            self.progress.share_is_in(result.share)
 
     def fail(self, share: Share, why: str, traceback: str = "") -> None:
         """Books a share that has to be sent out again.
@@ -195,6 +199,7 @@ class _RemoteGathering:
             if healthy:
                 self._dispatch(sorted(healthy - set(self._in_flight)))
                 self._collect()
+                self._ledger.progress.say()
                 self._kill_overdue()
             else:
                 self._wait_for_runners()

@@ -20,6 +20,7 @@ from ray.rllib.utils.metrics import (
 from rllib_gpg.sampling.rollout.base import RunnerParts
 from rllib_gpg.sampling.rollout.multi_agent import MultiAgentEnvs, MultiAgentRollout, StepCounts
 from rllib_gpg.sampling.rollout.ordered_episode import OrderedMultiAgentEpisode
+from rllib_gpg.sampling.rollout.time_limit import MultiAgentTimeLimit
 from rllib_gpg.sampling.seeds import Seeds
 from rllib_gpg.sampling.share_runner import ShareSamplingEnvRunner
 
@@ -40,7 +41,13 @@ class MultiAgentGroupEnvRunner(ShareSamplingEnvRunner, MultiAgentEnvRunner):
     does not.
     """
 
-    _LIMIT_EPISODES = "build it into the env"
+    @override(MultiAgentEnvRunner)
+    def make_env(self) -> None:
+        """Makes the envs, their episodes cut after `config.max_episode_steps` steps."""
+        super().make_env()
+        limit = self.config.get("max_episode_steps")
+        if limit is not None:
+            self.env.envs = [MultiAgentTimeLimit(env, limit) for env in self.env.envs]
 
     @override(ShareSamplingEnvRunner)
     def _sample_episodes(

@@ -17,6 +17,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.typing import EpisodeType, StateDict
 
 from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
+from rllib_gpg.sampling.progress import Progress
 from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
 from rllib_gpg.sampling.rollout.loop import Envs, run_episodes
 from rllib_gpg.sampling.seeds import Seeds
@@ -30,25 +31,26 @@ class ShareSamplingEnvRunner(EnvRunner):
     `sample(num_episodes=k)` it changes. Sampling by timesteps is left as it is.
     """
 
-    # What to do about an env without a time limit, in words.
-    _LIMIT_EPISODES: str
-
     @override(EnvRunner)
     def __init__(self, **kwargs: Any):
         """Takes the arguments of RLlib's env runner."""
         super().__init__(**kwargs)
         self._weights_version: int | None = None
         self._seeds: Seeds | None = None
+        self._progress: Progress | None = None
         self._num_sample_calls = 0
         # Whether the env raised; it is made anew then, in whatever state it is.
         self._is_env_broken = False
 
-    def sample_share(self, share: Share, weights: Weights) -> ShareResult | ShareFailure:
+    def sample_share(
+        self, share: Share, weights: Weights, progress: Progress | None = None
+    ) -> ShareResult | ShareFailure:
         """Samples one share of a group with the given weights.
 
         Args:
             share: Which episodes to sample.
             weights: The weights to sample them with, loaded unless they are in place already.
+            progress: Is told how far the share has come. Default None: nobody is.
 
         Returns:
             The share's episodes, and from a remote env runner its metrics; or what went wrong.
@@ -59,6 +61,7 @@ class ShareSamplingEnvRunner(EnvRunner):
                 self._is_env_broken = False
             self.load(weights)
             self._seeds = share.seeds()
+            self._progress = progress
             episodes = self.sample(num_episodes=share.num_episodes)
         except Exception as error:  # Reported by the caller; see `ShareFailure`.
             self._is_env_broken = True
@@ -167,6 +170,7 @@ class ShareSamplingEnvRunner(EnvRunner):
             for index in env_indices:
                 self._make_on_episode_callback(which, index, parts.episodes)
 
+        progress, self._progress = self._progress, None
         return run_episodes(
             rollout,
             envs,
@@ -174,7 +178,7 @@ class ShareSamplingEnvRunner(EnvRunner):
             parts=parts,
             new_episode=lambda index: self._new_episode(index, parts.episodes),
             call_back=call_back,
-            mend=self._LIMIT_EPISODES,
+            report=progress.share_is_at if progress else None,
         )
 
     def _next_seeds(self, num_episodes: int) -> Seeds | None:

@@ -294,6 +294,99 @@ def test_a_non_finite_observation_is_named_with_its_agent() -> None:
         runner_of(config).sample(num_episodes=1)
 
 
+# Cut episodes
+
+A, B, C = (ComingAndGoing.REWARDS[agent] for agent in "abc")
+
+
+@pytest.mark.parametrize(
+    ("limit", "rewards", "last_seen"),
+    [
+        (1, {"a": A[:1]}, {"a": 1}),
+        # "b" is shown something for the first time when it is too late to act.
+        (2, {"a": A[:2]}, {"a": 2}),
+        # "b" has acted and waits: it is shown again what it saw last.
+        (3, {"a": A[:3], "b": [2]}, {"a": 3, "b": 2}),
+        (4, {"a": A[:4], "b": [2 + 4]}, {"a": 4, "b": 4}),
+        (5, {"a": A[:5], "b": [2 + 4, 8], "c": [16]}, {"a": 5, "b": 4, "c": 5}),
+        # "b" leaves at this step by itself.
+        (6, {"a": A[:6], "b": B, "c": [16, 64]}, {"a": 6, "b": 4, "c": 5}),
+        (7, {"a": A[:7], "b": B, "c": [16, 64 + 128]}, {"a": 7, "b": 4, "c": 7}),
+    ],
+)
+def test_max_episode_steps_cuts_all_agents_that_are_there(
+    limit: int, rewards: dict[str, list[int]], last_seen: dict[str, int]
+) -> None:
+    """What an agent has been given by then is its own, also if it waits."""
+    config = multi_config(ComingAndGoing).environment(env_config={"factor": 2})
+    runner = runner_of(config.env_runners(max_episode_steps=limit))
+    episodes = runner.sample(num_episodes=5)
+    assert [len(episode) for episode in episodes] == [limit] * 5
+    for episode in episodes:
+        assert episode.is_truncated and not episode.is_terminated
+        agents = episode.agent_episodes
+        assert {a: (e.get_rewards() / 2).tolist() for a, e in agents.items()} == rewards
+        assert {a: e.get_observations(-1)[1] for a, e in agents.items()} == last_seen
+        ends = {a: "terminated" if e.is_terminated else "cut" for a, e in agents.items()}
+        assert ends == {a: "terminated" if a == "b" and limit >= 6 else "cut" for a in agents}
+        assert all(e.is_truncated or e.is_terminated for e in agents.values())
+
+
+@pytest.mark.parametrize("limit", [8, 9])
+def test_max_episode_steps_leaves_alone_what_the_env_ends_itself(limit: int) -> None:
+    config = multi_config(ComingAndGoing).environment(env_config={"factor": 2})
+    uncut = runner_of(config)
+    cut = runner_of(config.copy(copy_frozen=False).env_runners(max_episode_steps=limit))
+    cut.module.set_state(uncut.module.get_state())
+    groups = [traces(runner.sample(num_episodes=5, explore=False)) for runner in (uncut, cut)]
+    assert groups[0] == groups[1]
+
+
+class Forever(ComingAndGoing):
+    """Never ends by itself. Each agent sees the same array, filled anew at each step."""
+
+    SCRIPT = (("ab", {"a": 1, "b": 10}), ("a", {"a": 1, "b": 20})) * 50
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self.shown = np.zeros(2, np.float32)
+
+    def step(self, actions: dict[str, int]) -> Any:
+        observations, rewards, *_, infos = super().step(actions)
+        return observations, rewards, {"__all__": False}, {"__all__": False}, infos
+
+    def _observe(self, who: str) -> dict[str, np.ndarray]:
+        self.shown[:] = self.factor, self.t
+        return dict.fromkeys(who, self.shown)
+
+
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_agents_that_never_end_are_trained_and_evaluated_on_cut_episodes(
+    num_env_runners: int,
+) -> None:
+    config = multi_config(Forever).environment(env_config={"factor": 1})
+    config.env_runners(num_env_runners=num_env_runners, max_episode_steps=6)
+    config.evaluation(evaluation_interval=1, evaluation_duration=3)
+    with built(config) as algo:
+        group = sample_group(algo)
+        for episode in group:
+            waiting = episode.agent_episodes["b"]
+            # It first sees something at step 1, then at 3 and 5, acts then and waits for step 7.
+            assert waiting.get_observations()[:, 1].tolist() == [1, 3, 5, 5]
+            assert waiting.get_rewards().tolist() == [30, 30, 20]
+        results = algo.train()
+        others = results["learners"]["others"]
+        assert others["group_return_mean"] == 80 and others["group_num_env_steps"] == 3 * 8
+        evaluated = results["evaluation"]["env_runners"]
+        assert (evaluated["num_episodes"], evaluated["episode_len_max"]) == (3, 6)
+
+
+def test_max_episode_steps_holds_for_sampling_by_timesteps() -> None:
+    config = multi_config(Forever).env_runners(max_episode_steps=6)
+    episodes = runner_of(config).sample(num_timesteps=40)
+    assert max(map(len, episodes)) == 6
+
+
 # A module's group
 
 
@@ -529,7 +622,6 @@ def test_the_default_env_runner_follows_from_the_policies() -> None:
     ("settings", "message"),
     [
         ({"env_runner_cls": GroupEnvRunner}, "must be MultiAgentGroupEnvRunner"),
-        ({"max_episode_steps": 10}, "`max_episode_steps` can't cut .* multi-agent"),
         ({"gym_env_vectorize_mode": "async"}, "`gym_env_vectorize_mode='async'` is for single"),
     ],
 )

@@ -45,7 +45,7 @@ def run_episodes(
     parts: RunnerParts,
     new_episode: Callable[[int], None],
     call_back: Callable[[str, Iterable[int]], None],
-    mend: str,
+    report: Callable[[int, int], None] | None = None,
 ) -> list[EpisodeType]:
     """Starts one episode per seed and finishes them all.
 
@@ -56,7 +56,8 @@ def run_episodes(
         parts: The parts of the env runner that the rollout works with.
         new_episode: Puts a new episode into `parts.episodes`.
         call_back: Makes an episode callback of the given name for the given envs.
-        mend: What to do about an env without a time limit, in words.
+        report: Is told, after each vector step, how many of the episodes have ended so far, and how
+            many env steps have been made. Default None: nobody is told.
 
     Returns:
         The episodes, in the order in which they were started.
@@ -83,7 +84,7 @@ def run_episodes(
     stepping = np.array(list(starting), np.int64)
     starting = {}
     step_times: list[float] = []
-    patience = _Patience(mend)
+    watch = _Watch(report)
     while len(stepping) > 0 or starting:
         actions = _act(rollout, stepping) if len(stepping) > 0 else []
         start_time = time.perf_counter()
@@ -94,8 +95,9 @@ def run_episodes(
         if rollout.sees_every_step:
             call_back("on_episode_step", stepping.tolist())
 
-        any_ended = bool(done.any())
-        if any_ended or starting:
+        num_ended = int(np.count_nonzero(done))
+        watch.step(num_stepped=len(stepping), num_ended=num_ended)
+        if num_ended or starting:
             ended = stepping[done].tolist()
             call_back("on_episode_end", ended)
             for index in ended:
@@ -104,7 +106,6 @@ def run_episodes(
             begun = np.array(list(starting), np.int64)
             stepping = np.sort(np.concatenate([stepping[~done], begun]))
             starting = start(ended)
-        patience.step(any_ended=any_ended)
     if step_times:
         # Once per call: a metrics logger takes longer than a small simulator.
         parts.metrics.log_value(ENV_STEP_TIMER, sum(step_times) / len(step_times))
@@ -132,19 +133,29 @@ def _act(rollout: Rollout, stepping: np.ndarray) -> Any:
         raise
 
 
-class _Patience:
-    """Says so when no episode ends: an env without a time limit would hang in silence."""
+class _Watch:
+    """Counts what comes in, and says so when no episode ends.
 
-    def __init__(self, mend: str):
-        self._mend = mend
-        self._num_steps = 0
-        self._limit = _STEPS_BEFORE_WARNING
+    An env without a time limit would otherwise hang in silence.
+    """
 
-    def step(self, *, any_ended: bool) -> None:
-        self._num_steps = 0 if any_ended else self._num_steps + 1
-        if self._num_steps >= self._limit:
+    def __init__(self, report: Callable[[int, int], None] | None):
+        self._report = report
+        self._num_ended = 0
+        self._num_env_steps = 0
+        self._num_steps_without_end = 0
+        self._patience = _STEPS_BEFORE_WARNING
+
+    def step(self, *, num_stepped: int, num_ended: int) -> None:
+        self._num_ended += num_ended
+        self._num_env_steps += num_stepped
+        if self._report is not None:
+            self._report(self._num_ended, self._num_env_steps)
+        self._num_steps_without_end = 0 if num_ended else self._num_steps_without_end + 1
+        if self._num_steps_without_end >= self._patience:
             logger.warning(
-                f"No episode has ended in {self._num_steps} steps of every env. GPG waits for "
-                f"whole episodes. If this env has no time limit, set one: {self._mend}."
+                f"No episode has ended in {self._num_steps_without_end} steps of every env. GPG "
+                "waits for whole episodes. If this env has no time limit, set one: "
+                "`config.env_runners(max_episode_steps=..)`."
             )
-            self._limit *= 2
+            self._patience *= 2

@@ -1,0 +1,65 @@
+"""How far a group has come, for whoever waits for it."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from rllib_gpg.sampling.messages import Share
+
+logger = logging.getLogger("ray.rllib")
+
+# A group that takes longer says every so many seconds how far it has come.
+_SECONDS = 10.0
+
+
+class Progress:
+    """Says every few seconds how many episodes are in, of a group or an evaluation that takes long.
+
+    As a warning: by default RLlib shows nothing less, and a run that says nothing for minutes
+    looks as if it hung.
+    """
+
+    def __init__(self, shares: list[Share]):
+        """Starts the clock.
+
+        Args:
+            shares: All shares of one group or one evaluation.
+        """
+        what = "evaluation" if shares[0].in_evaluation else "group"
+        self._whole = f"{sum(share.num_episodes for share in shares)} episodes of the {what}"
+        self._num_episodes = 0
+        self._num_env_steps = 0
+        # What the share that is being sampled in this process has come to.
+        self._share = 0, 0
+        self._begun = time.monotonic()
+        self._next = self._begun + _SECONDS
+
+    def share_is_at(self, num_ended: int, num_env_steps: int) -> None:
+        """Takes note of how far a share has come that is being sampled in this process.
+
+        Args:
+            num_ended: How many of its episodes have ended.
+            num_env_steps: How many env steps have been made for it.
+        """
+        self._share = num_ended, num_env_steps
+        self.say()
+
+    def share_is_in(self, share: Share) -> None:
+        """Takes note of a share whose episodes are all in."""
+        self._num_episodes += share.num_episodes
+        self._num_env_steps += self._share[1]
+        self._share = 0, 0
+
+    def say(self) -> None:
+        """Says how many episodes are in, if that has not been said for a while."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _SECONDS
+        num_ended, num_env_steps = self._share
+        steps = self._num_env_steps + num_env_steps
+        logger.warning(
+            f"{self._num_episodes + num_ended} of {self._whole} are in after "
+            f"{now - self._begun:.0f} s" + (f" ({steps:,} env steps)." if steps else ".")
+        )
