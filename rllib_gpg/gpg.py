@@ -45,6 +45,7 @@ from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
 from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gather
 from rllib_gpg.sampling.messages import Share, Weights
+from rllib_gpg.sampling.recording import EpisodeRecorder
 from rllib_gpg.seeding import MAX_SEED
 from rllib_gpg.threads import threads_of_main_process
 from rllib_gpg.validation import check_spaces
@@ -82,6 +83,7 @@ class GPG(Algorithm):
         self._num_evaluations = 0
         self._num_weights = 0
         self._weights: Weights | None = None
+        self._recorder = EpisodeRecorder(self.config)
         super().setup(config)
         self._take_modules()
         check_spaces(self.config, self.spaces)
@@ -115,6 +117,7 @@ class GPG(Algorithm):
         self._update(group)
         self._sync_weights()
         self._num_groups += 1
+        self._recorder.write()
 
     def _current_weights(self) -> Weights:
         return self._weights or self._sync_weights()
@@ -141,6 +144,7 @@ class GPG(Algorithm):
                 group = self._gather(self.env_runner_group, shares, weights, ENV_RUNNER_RESULTS)
             except SamplingError as error:
                 raise self._with_checkpoint(error) from error
+        self._recorder.take(group.episodes)
         return group.episodes
 
     def _gather(
@@ -315,6 +319,12 @@ class GPG(Algorithm):
             "GPG can't take another config in place: remove `reuse_actors=True` from the "
             "`tune.TuneConfig`. Population based training works without it."
         )
+
+    @override(Algorithm)
+    def cleanup(self) -> None:
+        """Ends all actors, and the recording of episodes if there is one."""
+        self._recorder.close()
+        super().cleanup()
 
     @classmethod
     @override(Algorithm)

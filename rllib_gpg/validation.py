@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 import numbers
 import warnings
@@ -105,6 +106,7 @@ def check_config(config: GPGConfig) -> None:
     if not config.in_evaluation:
         _check_group(config)
         _check_env_runner(config)
+        _check_recording(config)
         _check_batch_sizes(config)
 
 
@@ -217,11 +219,6 @@ def _check_group(config: GPGConfig) -> None:
 def _check_env_runner(config: GPGConfig) -> None:
     """Refuses what env runners would refuse too, but remote ones only in their logs."""
     limit, mode = config.max_episode_steps, config.gym_env_vectorize_mode
-    if config.is_multi_agent and limit is not None:
-        config._value_error(
-            "`max_episode_steps` can't cut the episodes of a multi-agent env: RLlib wants a last "
-            "observation of every agent that is cut. Build the limit into the env."
-        )
     if config.is_multi_agent and mode != "sync":
         config._value_error(
             f"`gym_env_vectorize_mode={mode!r}` is for single-agent envs. RLlib steps multi-agent "
@@ -241,6 +238,21 @@ def _check_env_runner(config: GPGConfig) -> None:
             f"`env_runner_cls` must be {needed.__name__} or a subclass of it, got "
             f"{runner_class!r}: other env runners drop the episodes that take longest, and bias "
             "the group."
+        )
+
+
+def _check_recording(config: GPGConfig) -> None:
+    if not config.output:
+        return
+    if config.is_multi_agent:
+        config._value_error(
+            f"`output={config.output!r}`: RLlib has no form for recorded episodes of several "
+            "agents. Remove the setting from `offline_data(..)`, or record with single agents."
+        )
+    if config.output_write_episodes and importlib.util.find_spec("msgpack_numpy") is None:
+        config._value_error(
+            f"`output={config.output!r}`: RLlib packs recorded episodes with the package "
+            "`msgpack-numpy`. Install it, or record steps: `output_write_episodes=False`."
         )
 
 
