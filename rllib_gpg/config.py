@@ -17,7 +17,7 @@ from ray.rllib.utils.typing import ResultDict
 
 from rllib_gpg.advantages.binning import BinningFunction
 from rllib_gpg.advantages.connector import GroupAdvantageEstimation
-from rllib_gpg.learning.connector import AddEpisodeEnds
+from rllib_gpg.learning.episode_ends import AddEpisodeEnds
 from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
 from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
@@ -299,20 +299,21 @@ class GPGConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def build_learner_connector(self, *args: Any, **kwargs: Any) -> ConnectorV2:
-        """Builds RLlib's learner pipeline, with `GroupAdvantageEstimation` behind custom pieces."""
+        """Builds RLlib's learner pipeline, with `GroupAdvantageEstimation` at its end.
+
+        There, where PPO has its advantages too, it sees what all other pieces have made of the
+        rewards, also those that a `Learner.build` puts behind `NumpyToTensor`.
+        """
         pipeline = super().build_learner_connector(*args, **kwargs)
         if self.add_default_connectors_to_learner_pipeline:
-            pipeline.insert_after(
-                AddObservationsFromEpisodesToBatch,
+            pipeline.insert_after(AddObservationsFromEpisodesToBatch, AddEpisodeEnds())
+            pipeline.append(
                 GroupAdvantageEstimation(
                     **{name: getattr(self, name) for name in _ESTIMATOR_SETTINGS},
-                    module_overrides={
-                        module_id: {k: v for k, v in given.items() if k in _ESTIMATOR_SETTINGS}
-                        for module_id, given in self.algorithm_config_overrides_per_module.items()
-                    },
-                ),
+                    # The dict itself: `Learner.add_module` adds to it.
+                    module_overrides=self.algorithm_config_overrides_per_module,
+                )
             )
-            pipeline.insert_after(AddObservationsFromEpisodesToBatch, AddEpisodeEnds())
         return pipeline
 
 

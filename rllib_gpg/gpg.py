@@ -13,8 +13,7 @@ from typing import Any, Self
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import ALL_MODULES, COMPONENT_LEARNER, COMPONENT_RL_MODULE
-from ray.rllib.core.columns import Columns
-from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule, MultiRLModuleSpec
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
@@ -29,31 +28,22 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
-from ray.rllib.utils.typing import EpisodeType, ModuleID, ResultDict, StateDict
+from ray.rllib.utils.typing import EpisodeType, ResultDict, StateDict
 from ray.tune import Checkpoint
 
 from rllib_gpg.checkpoints import check_checkpoint, naming_damage
 from rllib_gpg.config import GPGConfig
-from rllib_gpg.learning.batch import (
-    ModuleBatch,
-    plan_minibatches,
-    select_modules,
-    shard,
-    shuffle_generator,
-)
-from rllib_gpg.learning.rl_module import ObservationMoments
-from rllib_gpg.learning.torch_learner import GPGTorchLearner
+from rllib_gpg.learning.batch import shuffle_generator
+from rllib_gpg.learning.pipeline import PreparedGroup, prepare_group
 from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gather
 from rllib_gpg.sampling.messages import Share, Weights
 from rllib_gpg.sampling.recording import EpisodeRecorder
-from rllib_gpg.seeding import MAX_SEED
 from rllib_gpg.threads import threads_of_main_process
 from rllib_gpg.validation import check_spaces
 
 NUM_EPISODES_REDISPATCHED = "num_episodes_redispatched"
 GROUP_ADVANTAGE_ESTIMATION_TIMER = "group_advantage_estimation_timer"
 
-_DEFAULT_NUM_MINIBATCHES = 4
 _NUM_GROUPS = "num_groups"
 _NUM_EVALUATIONS = "num_evaluations"
 
@@ -85,7 +75,6 @@ class GPG(Algorithm):
         self._weights: Weights | None = None
         self._recorder = EpisodeRecorder(self.config)
         super().setup(config)
-        self._take_modules()
         check_spaces(self.config, self.spaces)
 
     def __repr__(self) -> str:
@@ -109,10 +98,9 @@ class GPG(Algorithm):
         """Runs one iteration of Algorithm 1."""
         # theta_old <- theta
         weights = self._current_weights()
-        # Collect a group of trajectories tau_1:N under pi_theta_old.
-        episodes = self._sample_group(weights)
-        # Estimate the advantages (Algorithm 2).
-        group = self._estimate_advantages(episodes)
+        # Collect a group of trajectories tau_1:N under pi_theta_old, and estimate the advantages
+        # (Algorithm 2). Nothing here holds on to the episodes: during the update they are gone.
+        group = self._estimate_advantages(self._sample_group(weights))
         # Several epochs of minibatches on PPO's clipped loss.
         self._update(group)
         self._sync_weights()
@@ -179,48 +167,37 @@ class GPG(Algorithm):
         checkpoint = self.save_to_path(pathlib.Path(self.logdir) / "before_sampling_error")
         return SamplingError(f"{error}\nThe run as it was: {checkpoint}")
 
-    def _estimate_advantages(self, episodes: list[EpisodeType]) -> dict[ModuleID, ModuleBatch]:
-        """Runs the learner connector pipeline, once, over the whole group.
-
-        RLlib's learners would each run it over slices of episodes. Run here, returns and bins are
-        the same with any number of learners.
-        """
-        metrics = MetricsLogger(root=False)
+    def _estimate_advantages(self, episodes: list[EpisodeType]) -> PreparedGroup:
+        """Has the learner connector pipeline run, once, over the whole group."""
         with self.metrics.log_time((TIMERS, GROUP_ADVANTAGE_ESTIMATION_TIMER)):
-            group = self._learner_connector(
-                rl_module=self._connector_module,
-                batch={},
-                episodes=episodes,
-                shared_data={},
-                metrics=metrics,
+            group = prepare_group(
+                self.learner_group,
+                episodes,
+                policies_to_train=self.config.policies_to_train,
+                generator=shuffle_generator(self._run_seed, self._num_groups),
             )
-        self.metrics.aggregate([metrics.reduce()], key=LEARNER_RESULTS)
+        self.metrics.aggregate([group.metrics], key=LEARNER_RESULTS)
         return group
 
-    def _update(self, group: dict[ModuleID, ModuleBatch]) -> None:
-        group = select_modules(group, self.config.policies_to_train)
-        if not group:
+    def _update(self, group: PreparedGroup) -> None:
+        if not group.shards:
             return
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            generator = shuffle_generator(self._run_seed, self._num_groups)
-            shards = shard(group, self.config.num_learners or 1, generator)
-            plan = plan_minibatches(
-                shards,
-                num_epochs=self.config.num_epochs,
-                num_minibatches=self.config.num_minibatches or _DEFAULT_NUM_MINIBATCHES,
-                minibatch_size=self.config.minibatch_size,
-            )
             learner_results = self.learner_group.update(
                 # A local learner takes one batch, remote ones one each.
-                **({"batch": shards[0]} if self.learner_group.is_local else {"batches": shards}),
+                **(
+                    {"batch": group.shards[0]}
+                    if self.learner_group.is_local
+                    else {"batch_refs": group.shards}
+                ),
                 timesteps=self._timesteps(),
                 num_epochs=self.config.num_epochs,
-                minibatch_size=plan.minibatch_size,
-                num_total_minibatches=plan.num_total_minibatches,
+                minibatch_size=group.plan.minibatch_size,
+                num_total_minibatches=group.plan.num_total_minibatches,
                 shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
-                seed=int(generator.integers(MAX_SEED)),
+                seed=group.seed,
+                observation_moments=group.moments,
             )
-            self._update_observation_statistics(group)
         self.metrics.aggregate(learner_results, key=LEARNER_RESULTS)
 
     def _timesteps(self) -> dict[str, int]:
@@ -232,16 +209,6 @@ class GPG(Algorithm):
                 (LEARNER_RESULTS, ALL_MODULES, NUM_MODULE_STEPS_TRAINED_LIFETIME), default=0
             ),
         }
-
-    def _update_observation_statistics(self, group: dict[ModuleID, ModuleBatch]) -> None:
-        moments = {
-            module_id: ObservationMoments.of(batch[Columns.OBS], batch.get(Columns.LOSS_MASK))
-            for module_id, batch in group.items()
-            if getattr(self._connector_module[module_id], "observation_normalizer", None)
-        }
-        if moments:
-            # Every learner merges in the same: the shards of each hold other episodes.
-            self.learner_group.foreach_learner(_update_observation_statistics, moments=moments)
 
     @override(Algorithm)
     def evaluate(
@@ -350,34 +317,12 @@ class GPG(Algorithm):
         spec = super().add_module(*args, **kwargs)
         for module_id, module_spec in spec.rl_module_specs.items():
             self.spaces[module_id] = (module_spec.observation_space, module_spec.action_space)
-        self._take_modules()
+        self._weights = None
         return spec
 
     @override(Algorithm)
     def remove_module(self, *args: Any, **kwargs: Any) -> MultiRLModuleSpec | None:
         """Removes a module."""
         spec = super().remove_module(*args, **kwargs)
-        self._take_modules()
-        return spec
-
-    def _take_modules(self) -> None:
-        """Sets up what follows from the modules that there are now."""
         self._weights = None
-        self._learner_connector = self.config.build_learner_connector(
-            input_observation_space=None, input_action_space=None
-        )
-        self._connector_module = self._build_connector_module()
-
-    def _build_connector_module(self) -> MultiRLModule:
-        """Returns the module that the learner connector asks about its kind (recurrent or not)."""
-        if self.learner_group.is_local:
-            learners = self.learner_group.foreach_learner(lambda learner: learner.module)
-            return learners.result_or_errors[0].get()
-        spec = self.config.get_multi_rl_module_spec(spaces=self.spaces, inference_only=True)
-        return spec.build().as_multi_rl_module()
-
-
-def _update_observation_statistics(
-    learner: GPGTorchLearner, *, moments: dict[ModuleID, ObservationMoments]
-) -> None:
-    learner.update_observation_statistics(moments)
+        return spec

@@ -107,6 +107,7 @@ def check_config(config: GPGConfig) -> None:
         _check_group(config)
         _check_env_runner(config)
         _check_recording(config)
+        _check_learners(config)
         _check_batch_sizes(config)
 
 
@@ -253,6 +254,14 @@ def _check_recording(config: GPGConfig) -> None:
         config._value_error(
             f"`output={config.output!r}`: RLlib packs recorded episodes with the package "
             "`msgpack-numpy`. Install it, or record steps: `output_write_episodes=False`."
+        )
+
+
+def _check_learners(config: GPGConfig) -> None:
+    if config.num_aggregator_actors_per_learner:
+        config._value_error(
+            "`num_aggregator_actors_per_learner` doesn't apply: the first learner runs the learner "
+            "connectors, once over the whole group. Remove the setting."
         )
 
 

@@ -21,7 +21,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.spaces.space_utils import flatten_space
 
 from rllib_gpg import GPG, GPGConfig
-from rllib_gpg.learning import GPGTorchLearner
+from rllib_gpg.learning import GPGTorchLearner, pipeline
 
 SMALL_NET = {"fcnet_hiddens": [8]}
 
@@ -130,15 +130,24 @@ def sample_group(algo: GPG) -> list[Any]:
 
 def run_pipeline(algo: GPG, episodes: list[Any], config: GPGConfig | None = None) -> dict[str, Any]:
     """RLlib's whole learner pipeline, as the config (by default the algorithm's) builds it."""
-    pipeline = (config or algo.config).build_learner_connector(None, None)
+    connectors = (config or algo.config).build_learner_connector(None, None)
     learners = algo.learner_group.foreach_learner(lambda learner: learner.module)
-    return pipeline(
+    return connectors(
         rl_module=learners.result_or_errors[0].get(),
         batch={},
         episodes=episodes,
         shared_data={},
         metrics=MetricsLogger(root=False),
     )[DEFAULT_MODULE_ID]
+
+
+def whole_group(algo: GPG, episodes: list[Any]) -> dict[str, Any]:
+    """The batch of each module, as the pipeline of the first learner makes it."""
+    (result,) = algo.learner_group.foreach_learner(
+        lambda learner: pipeline.run_pipeline(learner, episodes, MetricsLogger(root=False)),
+        remote_actor_ids=[0],
+    )
+    return result.get()
 
 
 class PlusTheStep(ConnectorV2):

@@ -186,6 +186,13 @@ def test_sizes_in_steps_are_refused_and_point_to_group_size(
     assert "group_size" in str(error.value)
 
 
+def test_aggregator_actors_are_refused() -> None:
+    """RLlib gives learners no pipeline then, and GPG has the first learner run its own."""
+    config = cartpole().learners(num_aggregator_actors_per_learner=1)
+    with pytest.raises(ValueError, match=r"`num_aggregator_actors_per_learner` doesn't apply"):
+        config.validate()
+
+
 def test_minibatch_size_and_num_minibatches_exclude_each_other() -> None:
     with pytest.raises(ValueError, match=r"`minibatch_size` or `num_minibatches`, not both"):
         cartpole().training(minibatch_size=64, num_minibatches=4).validate()

@@ -45,8 +45,8 @@ def test_the_code_of_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page, scope = DOCS / "in_rllib.md", {"__name__": "__main__"}
     for block in blocks("python", page):
         exec(compile(block, str(page), "exec"), scope)
-    # Without rooms, all steps are in the bin of room 0.
-    assert capsys.readouterr().out.splitlines()[-1] == "1.0"
+    # Rewards with a bonus; and without rooms, all steps are in the bin of room 0.
+    assert capsys.readouterr().out.splitlines()[-2:] == ["True", "1.0"]
 
 
 def test_defaults_are_those_of_the_configs() -> None:

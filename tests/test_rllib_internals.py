@@ -6,6 +6,7 @@ at. The other tests may fail too, but in less helpful words.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from unittest.mock import ANY
 import gymnasium as gym
 import numpy as np
 import pytest
+import ray
 import torch
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers.vector import DictInfoToList
@@ -23,6 +25,7 @@ from ray.rllib.algorithms.bc.bc_catalog import BCCatalog
 from ray.rllib.algorithms.ppo import PPOConfig, ppo
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.common.flatten_observations import FlattenObservations
+from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
 from ray.rllib.connectors.learner import AddObservationsFromEpisodesToBatch
 from ray.rllib.connectors.module_to_env import GetActions
 from ray.rllib.core import (
@@ -60,6 +63,7 @@ VECTOR_ENV = "rllib_gpg/sampling/rollout/vector_env.py"
 VALIDATION = "rllib_gpg/validation.py"
 LEARNER = "rllib_gpg/learning/torch_learner.py"
 BATCH = "rllib_gpg/learning/batch.py"
+PIPELINE = "rllib_gpg/learning/pipeline.py"
 MODULE = "rllib_gpg/learning/rl_module.py"
 CONNECTOR = "rllib_gpg/advantages/connector.py"
 CONFIG = "rllib_gpg/config.py"
@@ -182,8 +186,8 @@ def test_learner_pipeline_insert_after() -> None:
     require(
         type(before) is AddObservationsFromEpisodesToBatch,
         CONFIG,
-        "`insert_after(AddObservationsFromEpisodesToBatch, ..)` puts `GroupAdvantageEstimation` "
-        "behind the user's pieces and in front of zero-padding.",
+        "`insert_after(AddObservationsFromEpisodesToBatch, ..)` puts `AddEpisodeEnds` behind the "
+        "user's pieces and in front of RLlib's, which leaves columns alone that are there.",
     )
 
 
@@ -522,31 +526,97 @@ def test_learner_group_state_of_the_module_alone(algo: GPG) -> None:
     )
 
 
-def test_learner_group_foreach_learner_passes_arguments(algo: GPG) -> None:
-    results = algo.learner_group.foreach_learner(lambda learner, factor: factor * 2, factor=21)
-    require(
-        [result.get() for result in results.result_or_errors] == [42],
-        HALL,
-        "`foreach_learner(function, **kwargs)` merges observation statistics on every learner.",
-    )
+@pytest.fixture(scope="module")
+def remote_learner(ray_session: None) -> Iterator[LearnerGroup]:
+    """One remote learner and no env runners."""
+    group = small_config(Identity).learners(num_learners=1).build_learner_group(env=Identity())
+    yield group
+    group.shutdown()
 
 
-def test_learner_group_hands_on_num_total_minibatches() -> None:
-    """To a local learner with `batch`, to remote ones with one of `batches` each."""
+def test_learner_group_foreach_learner_calls_the_first_one(
+    algo: GPG, remote_learner: LearnerGroup
+) -> None:
+    for group in (algo.learner_group, remote_learner):
+        results = group.foreach_learner(
+            lambda learner, factor: factor * 2,
+            remote_actor_ids=[0],
+            healthy_only=False,
+            factor=21,
+        )
+        require(
+            [result.get() for result in results] == [42],
+            PIPELINE,
+            "`foreach_learner(function, remote_actor_ids=[0])` is for the first learner.",
+        )
+
+
+def test_a_reference_of_one_learner_reaches_another(remote_learner: LearnerGroup) -> None:
+    """To a local learner go `batch`es, to remote ones `batch_refs`, one each."""
     require(
         any(p.kind is p.VAR_KEYWORD for p in signature(LearnerGroup.update).values())
         and "num_total_minibatches" in signature(Learner.update),
         HALL,
         "`LearnerGroup.update(num_total_minibatches=..)` gives all learners one number of steps.",
     )
-    batches = [MultiAgentBatch({}, env_steps=1), MultiAgentBatch({}, env_steps=2)]
-    shards = TrainingData(batches=batches).shard(
+    (result,) = remote_learner.foreach_learner(
+        lambda learner: ray.put(MultiAgentBatch({}, env_steps=2)), remote_actor_ids=[0]
+    )
+    references = [ray.put(MultiAgentBatch({}, env_steps=1)), result.get()]
+    shards = TrainingData(batch_refs=references).shard(
         num_shards=2, len_lookback_buffer=0, num_total_minibatches=3
     )
+    for data, _ in shards:
+        data.solve_refs()
     require(
-        [(data.batch, kwargs) for data, kwargs in shards] == [(b, {}) for b in batches],
+        [(data.batch.env_steps(), kwargs) for data, kwargs in shards] == [(1, {}), (2, {})],
         HALL,
-        "`batches` go to one learner each, and `num_total_minibatches` isn't set a second time.",
+        "`batch_refs` go to one learner each, and `num_total_minibatches` isn't set a second time.",
+    )
+
+
+def test_learner_pipeline_is_an_attribute_that_build_may_change(algo: GPG) -> None:
+    learner = algo.learner_group.foreach_learner(lambda learner: learner).result_or_errors[0].get()
+    require(
+        isinstance(learner._learner_connector, ConnectorPipelineV2)
+        and learner._learner_connector.connectors,
+        PIPELINE,
+        "`_learner_connector` is the pipeline, `connectors` its pieces.",
+    )
+
+
+def test_learner_check_component(algo: GPG) -> None:
+    learner = algo.learner_group.foreach_learner(lambda learner: learner).result_or_errors[0].get()
+    require(
+        learner._check_component("mine", None, None)
+        and learner._check_component("mine", None, ["other"])
+        and not learner._check_component("mine", ["other"], None),
+        LEARNER,
+        "`_check_component` says whether a part of the state is asked for.",
+    )
+
+
+def test_multi_rl_module_can_be_copied_with_other_parts(algo: GPG) -> None:
+    learner = algo.learner_group.foreach_learner(lambda learner: learner).result_or_errors[0].get()
+    view = copy.copy(learner.module.unwrapped())
+    view._rl_modules = {"mine": learner.module[DEFAULT_MODULE_ID].unwrapped()}
+    require(
+        list(view.keys()) == ["mine"]
+        and list(learner.module.keys()) == [DEFAULT_MODULE_ID]
+        and view["mine"] is learner.module[DEFAULT_MODULE_ID],
+        PIPELINE,
+        "`_rl_modules` holds the parts of a module, for a view of it without DDP.",
+    )
+
+
+def test_algorithm_config_overrides_are_one_dict() -> None:
+    config = AlgorithmConfig()
+    overrides = config.algorithm_config_overrides_per_module
+    config.multi_agent(algorithm_config_overrides_per_module={"mine": {"gamma": 0.5}})
+    require(
+        overrides == {"mine": {"gamma": 0.5}},
+        CONFIG,
+        "`Learner.add_module` adds to the dict that `GroupAdvantageEstimation` looks into.",
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
@@ -15,6 +16,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+from ray.rllib.utils.numpy import convert_to_numpy
 from ray.rllib.utils.spaces.space_utils import batch as batch_items
 from ray.rllib.utils.typing import EpisodeType, ModuleID
 
@@ -30,12 +32,13 @@ class GroupAdvantageEstimation(ConnectorV2):
     mapped to it, with time counted in the agent's own steps.
 
     It assumes whole episodes, from reset to end, all sampled with the same weights, and refuses
-    fragments. Pieces in front of it may change rewards and observations: returns and bins see what
-    they leave in the episodes.
+    fragments. Pieces in front of it may change rewards and observations. Bins see the observations
+    that they leave in the episodes, returns see the rewards that they leave in the episodes or, at
+    the end of the pipeline, in the batch.
 
-    `GPGConfig` puts it into the learner pipeline, behind the user's own pieces. It also works
-    alone, in the pipeline of any algorithm that samples whole episodes and has one learner (RLlib
-    slices episodes before the pipeline when there are several)::
+    `GPGConfig` puts it at the end of the learner pipeline, where PPO has its advantages too. It
+    also works alone, in the pipeline of any algorithm that samples whole episodes and has one
+    learner (RLlib slices episodes before the pipeline when there are several)::
 
         config.learners(
             learner_connector=lambda obs_space, act_space: GroupAdvantageEstimation(gamma=0.99)
@@ -67,22 +70,17 @@ class GroupAdvantageEstimation(ConnectorV2):
             leave_one_out: Whether a trajectory's own return is left out of its baselines.
             normalize_advantages: Whether to normalise the advantages of a module's group by their
                 mean and standard deviation over all steps.
-            module_overrides: Per module, other values of the four settings above.
+            module_overrides: Per module, other values of the four settings above; other settings
+                in it are passed over. Read at each call.
         """
         super().__init__(input_observation_space, input_action_space)
         self._settings = {
             "gamma": gamma,
             "binning": binning,
             "leave_one_out": leave_one_out,
-            "normalize": normalize_advantages,
+            "normalize_advantages": normalize_advantages,
         }
-        self._module_overrides = {
-            module_id: {
-                "normalize" if name == "normalize_advantages" else name: value
-                for name, value in overrides.items()
-            }
-            for module_id, overrides in (module_overrides or {}).items()
-        }
+        self._module_overrides = {} if module_overrides is None else module_overrides
 
     @override(ConnectorV2)
     def __call__(
@@ -105,24 +103,89 @@ class GroupAdvantageEstimation(ConnectorV2):
             _check_whole(episode)
             groups[episode.module_id or DEFAULT_MODULE_ID].append(episode)
         for module_id, group in groups.items():
-            rewards = [np.asarray(e.get_rewards(slice(0, len(e))), np.float64) for e in group]
+            # At the end of the pipeline there is a batch per module; at its beginning, none yet.
+            columns = batch.get(module_id)
+            rewards = _rewards(group) if columns is None else _rewards_left_in(columns, group)
             estimate = estimate_group(
                 [_observations(episode) for episode in group],
                 rewards,
                 names=[_name(episode) for episode in group],
-                **{**self._settings, **self._module_overrides.get(module_id, {})},
+                **self._settings_of(module_id),
             )
-            for episode, advantages in zip(group, estimate.advantages, strict=True):
-                self.add_n_batch_items(
-                    batch,
-                    Columns.ADVANTAGES,
-                    items_to_add=advantages.astype(np.float32),
-                    num_items=len(episode),
-                    single_agent_episode=episode,
-                )
+            if columns is None:
+                self._add_items(batch, group, estimate.advantages)
+            else:
+                columns[Columns.ADVANTAGES] = _as_column(estimate.advantages, columns)
             if metrics is not None:
                 metrics.log_dict(_group_metrics(rewards, estimate), key=module_id, window=1)
         return batch
+
+    def _settings_of(self, module_id: ModuleID) -> dict[str, Any]:
+        overrides = self._module_overrides.get(module_id, {})
+        settings = {name: overrides.get(name, value) for name, value in self._settings.items()}
+        normalize = settings.pop("normalize_advantages")
+        return {**settings, "normalize": normalize}
+
+    def _add_items(
+        self,
+        batch: dict[str, Any],
+        group: Sequence[SingleAgentEpisode],
+        advantages: Sequence[np.ndarray],
+    ) -> None:
+        """Adds advantages to a batch under construction, for RLlib's pieces to put together."""
+        for episode, advantages_T in zip(group, advantages, strict=True):
+            self.add_n_batch_items(
+                batch,
+                Columns.ADVANTAGES,
+                items_to_add=advantages_T.astype(np.float32),
+                num_items=len(episode),
+                single_agent_episode=episode,
+            )
+
+
+def _rewards(group: Sequence[SingleAgentEpisode]) -> list[np.ndarray]:
+    """Returns the episodes' rewards, in double precision."""
+    return [np.asarray(e.get_rewards(slice(0, len(e))), np.float64) for e in group]
+
+
+def _rewards_left_in(
+    columns: Mapping[str, Any], group: Sequence[SingleAgentEpisode]
+) -> list[np.ndarray]:
+    """Returns the rewards of a module's batch, in which other pieces may have changed them.
+
+    Raises:
+        ValueError: If the batch has other steps than the episodes.
+    """
+    lengths = [len(episode) for episode in group]
+    of_batch = convert_to_numpy(columns[Columns.REWARDS])[_is_step(columns)]
+    if len(of_batch) != sum(lengths):
+        raise ValueError(
+            f"The rewards column has {len(of_batch)} steps, the episodes have {sum(lengths)}: a "
+            "learner connector piece has added or removed some. GroupAdvantageEstimation needs all "
+            "steps of its episodes."
+        )
+    of_episodes = np.concatenate(_rewards(group))
+    # The batch is in single precision. What it has of the episodes is taken from these.
+    unchanged = of_batch.astype(np.float32) == of_episodes.astype(np.float32)
+    rewards = np.where(unchanged, of_episodes, of_batch)
+    return np.split(rewards, np.cumsum(lengths)[:-1])
+
+
+def _as_column(advantages: Sequence[np.ndarray], columns: Mapping[str, Any]) -> torch.Tensor:
+    """Returns advantages in the form of a module's other columns: [B], or zero-padded [B, T]."""
+    is_step = _is_step(columns)
+    column = np.zeros(is_step.shape, np.float32)
+    column[is_step] = np.concatenate(advantages)
+    return torch.from_numpy(column).to(columns[Columns.REWARDS].device)
+
+
+def _is_step(columns: Mapping[str, Any]) -> np.ndarray:
+    """Says which entries of [B], or [B, T], are steps of an episode and no padding."""
+    shape = columns[Columns.REWARDS].shape
+    if Columns.SEQ_LENS not in columns:
+        return np.ones(shape, np.bool_)
+    lengths_B = convert_to_numpy(columns[Columns.SEQ_LENS])
+    return np.arange(shape[1]) < lengths_B[:, None]
 
 
 def _observations(episode: SingleAgentEpisode) -> Any:

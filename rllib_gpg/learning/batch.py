@@ -42,7 +42,10 @@ def shuffle_generator(run_seed: int, group: int) -> np.random.Generator:
 
 def num_rows(module_batch: ModuleBatch) -> int:
     """Returns B: the number of steps, or of zero-padded sequences for a recurrent module."""
-    return len(module_batch[Columns.ADVANTAGES])
+    # Any column but the infos, which RLlib keeps as a list without padding. A module that has a
+    # loss of its own, such as one that makes intrinsic rewards, needs no advantages.
+    name = next(name for name in module_batch if name != Columns.INFOS)
+    return len(tree.flatten(module_batch[name])[0])
 
 
 def select_modules(
@@ -77,11 +80,13 @@ def plan_minibatches(
 
     Args:
         shards: What each learner goes through. The module with the most steps decides; others go
-            round more often, as in RLlib.
+            round more often, as in RLlib. None at all: there is nothing to go through.
         num_epochs: Passes over the group.
         num_minibatches: Minibatches per epoch, if `minibatch_size` is None.
         minibatch_size: Steps per minibatch and learner; at most the learner's whole shard.
     """
+    if not shards:
+        return MinibatchPlan(None, 0)
     largest = [max(batch.policy_batches.values(), key=len) for batch in shards]
     rows = [num_rows(module_batch) for module_batch in largest]
     most_steps = max(map(len, largest))
@@ -156,7 +161,7 @@ def _take_infos(module_batch: ModuleBatch, rows: np.ndarray) -> list[Any]:
     infos = module_batch[Columns.INFOS]
     if Columns.SEQ_LENS not in module_batch:
         return [infos[row] for row in rows]
-    lengths = module_batch[Columns.SEQ_LENS].numpy()
+    lengths = module_batch[Columns.SEQ_LENS].cpu().numpy()
     ends = np.cumsum(lengths)
     starts = ends - lengths
     return [info for row in rows for info in infos[starts[row] : ends[row]]]

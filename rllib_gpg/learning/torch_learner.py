@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from ray.rllib.utils.typing import ModuleID, ResultDict, StateDict
 from torch import Tensor
 
+from rllib_gpg.learning.pipeline import get_pieces_state, set_pieces_state
 from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.surrogates import clipped_surrogate, is_clipped
 from rllib_gpg.seeding import seeded_globally
@@ -40,6 +42,7 @@ CLIP_FRACTION_KEY = "clip_fraction"
 _LOSS_STATS = (POLICY_LOSS_KEY, ENTROPY_KEY, LEARNER_RESULTS_KL_KEY, CLIP_FRACTION_KEY)
 _KL_COEFFS = "kl_coeffs"
 _SCHEDULE_STEPS = "schedule_steps"
+_CONNECTOR_PIECES = "connector_pieces"
 
 
 class GPGTorchLearner(TorchLearner):
@@ -147,17 +150,6 @@ class GPGTorchLearner(TorchLearner):
             self.metrics.log_dict(stats, key=module_id, window=1)
         self._loss_stats.clear()
 
-    def update_observation_statistics(self, moments: dict[ModuleID, ObservationMoments]) -> None:
-        """Merges a group's observation moments into the modules' normalisers.
-
-        Called after the group's gradient steps, or the first ratio of the group wouldn't be 1.
-
-        Args:
-            moments: The moments over the whole group, for each module with a normaliser.
-        """
-        for module_id, group in moments.items():
-            self.module[module_id].unwrapped().observation_normalizer.update(group)
-
     @override(Learner)
     def remove_module(self, module_id: ModuleID, **kwargs: Any) -> MultiRLModuleSpec:
         """Forgets the coefficients of the module as well."""
@@ -167,13 +159,22 @@ class GPGTorchLearner(TorchLearner):
         return spec
 
     @override(Learner)
-    def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
-        """Returns RLlib's learner state, with how far the coefficients of the loss have come."""
-        return {
-            **super().get_state(*args, **kwargs),
+    def get_state(
+        self, components: Any = None, *, not_components: Any = None, **kwargs: Any
+    ) -> StateDict:
+        """Returns RLlib's learner state, and what RLlib leaves out.
+
+        That is how far the coefficients of the loss have come, and what connector pieces remember.
+        """
+        state = {
+            **super().get_state(components, not_components=not_components, **kwargs),
             _KL_COEFFS: dict(self._kl_coeffs),
             _SCHEDULE_STEPS: self._schedule_steps,
         }
+        # With the weights alone, as after every update, it may be a long way to travel for nothing.
+        if self._check_component(_CONNECTOR_PIECES, components, not_components):
+            state[_CONNECTOR_PIECES] = get_pieces_state(self._learner_connector)
+        return state
 
     @override(Learner)
     def set_state(self, state: StateDict) -> None:
@@ -190,22 +191,35 @@ class GPGTorchLearner(TorchLearner):
         self._weights_seq_no = seq_no
         self._kl_coeffs = dict(state.get(_KL_COEFFS, self._kl_coeffs))
         self._schedule_steps = state.get(_SCHEDULE_STEPS, self._schedule_steps)
+        set_pieces_state(self._learner_connector, state.get(_CONNECTOR_PIECES, {}))
         self._entropy_coeff_schedulers.clear()
         # The optimizer's state has brought along the learning rate it was saved with.
         self._set_learning_rates()
 
     @override(TorchLearner)
-    def update(self, *args: Any, seed: int | None = None, **kwargs: Any) -> ResultDict:
+    def update(
+        self,
+        *args: Any,
+        seed: int | None = None,
+        observation_moments: Mapping[ModuleID, ObservationMoments] | None = None,
+        **kwargs: Any,
+    ) -> ResultDict:
         """Runs RLlib's `Learner.update`.
 
         Args:
             *args: Its positional arguments.
             seed: The seed of what is random in it: shuffling between epochs, dropout. RLlib draws
                 these from global generators, whose state is in no checkpoint. None: not seeded.
+            observation_moments: Those of the whole group, not of this learner's shard, for each
+                module that normalises observations.
             **kwargs: Its keyword arguments.
         """
         with contextlib.nullcontext() if seed is None else seeded_globally(seed, self._device):
-            return super().update(*args, **kwargs)
+            results = super().update(*args, **kwargs)
+        # After the gradient steps, or the first ratio of the group wouldn't be 1.
+        for module_id, moments in (observation_moments or {}).items():
+            self.module[module_id].unwrapped().observation_normalizer.update(moments)
+        return results
 
     def _mean_over_learners(self, values: Tensor) -> Tensor:
         """Returns the mean of what each learner calls this with; all of them must."""

@@ -126,6 +126,8 @@ class ShareSamplingEnvRunner(EnvRunner):
         seeded = seeded_globally(seeds.actions, self._device) if seeds else nullcontext()
         with seeded:
             episodes = self._sample_episodes(num_episodes, seeds, parts, random_actions)
+        # None goes on; they would stay alive during the update.
+        self._ongoing_episodes = [None] * self.num_envs
         self._done_episodes_for_metrics.extend(episodes)
         if episodes:
             # What Ray's dashboard shows.

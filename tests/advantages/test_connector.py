@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ray.rllib.connectors.common.numpy_to_tensor import NumpyToTensor
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.examples.algorithms.classes.vpg import VPGConfig
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from rllib_gpg import GPGConfig
 from rllib_gpg.advantages import (
@@ -21,8 +25,9 @@ from rllib_gpg.advantages import (
     StateBinning,
     estimate_advantages,
 )
+from rllib_gpg.learning import GPGTorchLearner
 from rllib_gpg.sampling import GroupEnvRunner
-from tests.envs import Identity, ShortOrLong
+from tests.envs import Identity, MultiShortOrLong, ShortOrLong
 from tests.helpers import (
     GROUP_METRICS,
     SMALL_NET,
@@ -32,6 +37,7 @@ from tests.helpers import (
     run_pipeline,
     sample_group,
     small_config,
+    whole_group,
 )
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -177,6 +183,110 @@ def test_bins_see_the_observations_that_a_custom_piece_left() -> None:
         batch = run_pipeline(algo, sample_group(algo))
     assert set(np.concatenate(seen).flatten()) == {-0.5, 0.5}
     assert set(batch[Columns.OBS].flatten().tolist()) == {-0.5, 0.5}
+
+
+# At the end of the pipeline, behind pieces that change the batch.
+
+
+class CountsInTheBatch(ConnectorV2):
+    """Adds the step, which `ShortOrLong` shows, to the rewards of a finished batch.
+
+    And a lot to padding, which nobody may read.
+    """
+
+    def __call__(self, *, batch: Any, **kwargs: Any) -> Any:
+        for columns in batch.values():
+            rewards = columns[Columns.REWARDS] + columns[Columns.OBS][..., 1]
+            if Columns.LOSS_MASK in columns:
+                rewards[~columns[Columns.LOSS_MASK]] = 1000.0
+            columns[Columns.REWARDS] = rewards
+        return batch
+
+
+class ShapesTheBatch(GPGTorchLearner):
+    def build(self) -> None:
+        super().build()
+        self._learner_connector.insert_after(NumpyToTensor, CountsInTheBatch())
+
+
+@pytest.mark.parametrize("module", ["stateless", "recurrent", "several"])
+def test_returns_see_the_rewards_that_a_piece_left_in_the_batch(module: str) -> None:
+    env = MultiShortOrLong if module == "several" else ShortOrLong
+    config = small_config(env, normalize_advantages=False).learners(learner_class=ShapesTheBatch)
+    if module == "recurrent":
+        config.rl_module(model_config={"use_lstm": True, "lstm_cell_size": 4, "max_seq_len": 4})
+    if module == "several":
+        config.environment(env_config={"num_agents": 3})
+        config.multi_agent(
+            policies={"0", "others"},
+            policy_mapping_fn=lambda agent, episode, **kwargs: "others" if agent else "0",
+        )
+    with built(config) as algo:
+        group = sample_group(algo)
+        batch = whole_group(algo, copy.deepcopy(group))
+    members: dict[str, list[SingleAgentEpisode]] = defaultdict(list)
+    for episode in ConnectorV2.single_agent_episode_iterator(group, False):
+        members[episode.module_id or DEFAULT_MODULE_ID].append(episode)
+    assert len(members) == (2 if module == "several" else 1)
+    for module_id, episodes in members.items():
+        assert len({len(episode) for episode in episodes}) == 2
+        expected = estimate_advantages(
+            [episode.get_observations()[:-1] for episode in episodes],
+            [episode.get_rewards() + np.arange(len(episode)) for episode in episodes],
+            gamma=0.99,
+            binning="time",
+        )
+        columns = batch[module_id]
+        mask = columns.get(Columns.LOSS_MASK, torch.ones(len(columns[Columns.ADVANTAGES]))) > 0
+        advantages = columns[Columns.ADVANTAGES]
+        assert advantages.dtype == torch.float32
+        np.testing.assert_allclose(advantages[mask], np.concatenate(expected), rtol=1e-4, atol=0.01)
+        assert (advantages[~mask] == 0.0).all()
+
+
+def two_episodes() -> list[SingleAgentEpisode]:
+    """Of 3 and 2 steps; a reward is 0.1, which single precision can't hold."""
+    return [
+        SingleAgentEpisode(
+            observations=[np.zeros(1)] * (length + 1),
+            actions=[0] * length,
+            rewards=[0.1] * length,
+            terminated=True,
+            len_lookback_buffer=0,
+        )
+        for length in (3, 2)
+    ]
+
+
+def estimate_behind(rewards: torch.Tensor) -> tuple[Any, float]:
+    """The advantages of `two_episodes` with this rewards column, and the mean of the returns."""
+    piece = GroupAdvantageEstimation(gamma=1.0, normalize_advantages=False)
+    batch = {DEFAULT_MODULE_ID: {Columns.REWARDS: rewards}}
+    metrics = MetricsLogger(root=False)
+    piece(rl_module=None, batch=batch, episodes=two_episodes(), metrics=metrics)
+    mean = metrics.peek((DEFAULT_MODULE_ID, "group_return_mean"))
+    return batch[DEFAULT_MODULE_ID][Columns.ADVANTAGES].tolist(), float(mean)
+
+
+def test_rewards_that_no_piece_changed_keep_their_precision() -> None:
+    _, mean = estimate_behind(torch.full((5,), 0.1))
+    assert mean == pytest.approx(0.25, rel=1e-12)
+    # Time bins: returns are .3, .2, .1 and .2, .1.
+    changed, mean = estimate_behind(torch.tensor([0.1, 0.1, 0.1, 0.1, 2.1]))
+    assert mean == pytest.approx((0.3 + 2.2) / 2, rel=1e-6)
+    assert changed == pytest.approx([-0.95, -0.95, 0.0, 0.95, 0.95])
+
+
+def test_a_column_of_whole_rewards_does_not_round_advantages() -> None:
+    advantages, mean = estimate_behind(torch.tensor([1, 0, 0, 0, 0]))
+    assert mean == 0.5
+    assert advantages == [0.5, 0.0, 0.0, -0.5, 0.0]
+
+
+@pytest.mark.parametrize("num_rewards", [4, 6])
+def test_a_batch_of_other_steps_than_the_episodes_is_refused(num_rewards: int) -> None:
+    with pytest.raises(ValueError, match=rf"has {num_rewards} steps, the episodes have 5"):
+        estimate_behind(torch.zeros(num_rewards))
 
 
 # What is no group.

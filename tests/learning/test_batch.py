@@ -192,7 +192,7 @@ def minibatches_of_one_epoch(config: Any) -> tuple[set[tuple[float, ...]], list[
         algo.train()
         learner = algo.learner_group.foreach_learner(lambda learner: learner.minibatches)
         minibatches = learner.result_or_errors[0].get()
-    logp = groups[0]["default_policy"][Columns.ACTION_LOGP]
+    logp = groups[0].shards[0].policy_batches["default_policy"][Columns.ACTION_LOGP]
     return {tuple(row) for row in logp.reshape(len(logp), -1).tolist()}, minibatches
 
 

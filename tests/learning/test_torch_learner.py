@@ -298,7 +298,8 @@ def test_a_step_of_the_default_loss_improves_what_it_was_worth() -> None:
     with built(config) as algo:
         weights = algo._sync_weights()
         episodes = algo._sample_group(weights)
-        batch = algo._estimate_advantages(episodes)[DEFAULT_MODULE_ID]
+        group = algo._estimate_advantages(episodes)
+        batch = group.shards[0].policy_batches[DEFAULT_MODULE_ID]
         policy = learner_of(algo).module[DEFAULT_MODULE_ID]
 
         def worth() -> float:
@@ -308,7 +309,7 @@ def test_a_step_of_the_default_loss_improves_what_it_was_worth() -> None:
 
         with torch.no_grad():
             before = worth()
-        algo._update({DEFAULT_MODULE_ID: batch})
+        algo._update(group)
         with torch.no_grad():
             assert worth() > before
 

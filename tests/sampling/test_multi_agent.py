@@ -40,6 +40,7 @@ from tests.helpers import (
     sample_group,
     small_config,
     snapshot,
+    whole_group,
 )
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -404,7 +405,7 @@ def test_a_modules_group_is_all_trajectories_of_its_agents_in_their_own_steps() 
     config = multi_config(ComingAndGoing, gamma=0.5, normalize_advantages=False)
     with built(config) as algo:
         group = sample_group(algo)
-        batch = algo._estimate_advantages(group)
+        batch = whole_group(algo, group)
     for module_id, agents in (("first", "a"), ("others", "bc")):
         rewards = rewards_of(group, agents)
         expected = naive_advantages(
@@ -429,7 +430,7 @@ def test_gamma_binning_clip_and_entropy_may_differ_from_module_to_module() -> No
     )
     with built(config) as algo:
         group = sample_group(algo)
-        batch = algo._estimate_advantages(group)
+        batch = whole_group(algo, group)
         results = algo.train()["learners"]
     rewards = rewards_of(group, "bc")
     expected = naive_advantages(
@@ -513,7 +514,7 @@ def test_advantages_are_equal_with_0_1_and_2_learners() -> None:
     for num_learners in (0, 1, 2):
         config = multi_config(ComingAndGoing)
         with guarded(config.learners(num_learners=num_learners)) as algo:
-            batches.append(algo._estimate_advantages(sample_group(algo)))
+            batches.append(whole_group(algo, sample_group(algo)))
     for batch in batches[1:]:
         for module_id in ("first", "others"):
             np.testing.assert_array_equal(
@@ -535,7 +536,7 @@ def test_modules_may_be_added_and_removed_between_groups(num_learners: int) -> N
             ),
         )
         group = sample_group(algo)
-        batch = algo._estimate_advantages(group)
+        batch = whole_group(algo, group)
         assert batch.keys() == {"first", "late"}
         rewards = rewards_of(group, "c")
         expected = naive_advantages(
@@ -548,7 +549,7 @@ def test_modules_may_be_added_and_removed_between_groups(num_learners: int) -> N
         assert "policy_loss" in algo.train()["learners"]["late"]
         assert not same(module_state(algo, "late"), before)
         algo.remove_module("late", new_agent_to_module_mapping_fn=to_role)
-        assert algo._estimate_advantages(sample_group(algo)).keys() == {"first", "others"}
+        assert whole_group(algo, sample_group(algo)).keys() == {"first", "others"}
         algo.train()
 
 
@@ -557,7 +558,7 @@ def test_recurrent_modules_take_each_agents_steps_as_a_sequence(num_learners: in
     config = multi_config(ComingAndGoing, minibatch_size=None)
     config.rl_module(model_config={"use_lstm": True, "max_seq_len": 3, "lstm_cell_size": 8})
     with guarded(config.learners(num_learners=num_learners)) as algo:
-        batch = algo._estimate_advantages(sample_group(algo))
+        batch = whole_group(algo, sample_group(algo))
         # 8 episodes: of 8 steps of "a", 2 of "b" and 3 of "c".
         assert batch["first"][Columns.SEQ_LENS].tolist() == [3, 3, 2] * 8
         assert batch["others"][Columns.SEQ_LENS].tolist() == [2, 3] * 8
