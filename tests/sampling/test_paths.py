@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-import logging
 from typing import Any
 
 import gymnasium as gym
@@ -21,7 +20,7 @@ from rllib_gpg import GPGConfig
 from rllib_gpg.sampling import GroupEnvRunner
 from rllib_gpg.sampling.rollout import episode_columns
 from tests.envs import ShortOrLong
-from tests.helpers import LinearPolicy, small_config
+from tests.helpers import LinearPolicy, logged_warnings, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -258,11 +257,7 @@ class NewInRLlib(ConnectorV2):
     ids=["env-to-module", "module-to-env", "one-hot", "callback", "connector"],
 )
 def test_slow_sampling_that_nobody_asked_for_is_a_warning(
-    build: str | None,
-    change: Any,
-    warns: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    build: str | None, change: Any, warns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if build is not None:
         of_rllib = getattr(AlgorithmConfig, build)
@@ -274,14 +269,9 @@ def test_slow_sampling_that_nobody_asked_for_is_a_warning(
 
         monkeypatch.setattr(AlgorithmConfig, build, with_a_new_piece)
     runner = GroupEnvRunner(config=change(small_config("CartPole-v1")), worker_index=0)
-    logger = logging.getLogger("ray.rllib")
-    logger.addHandler(caplog.handler)
-    try:
+    with logged_warnings() as warnings:
         for _ in range(2):
             assert len(runner.sample(num_episodes=2)) == 2
-    finally:
-        logger.removeHandler(caplog.handler)
     assert runner._in_columns is False
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len([text for text in warnings if "NewInRLlib" in text]) == int(warns)
-    assert bool(warnings) == warns
+    assert len(warnings) == int(warns)
+    assert all("NewInRLlib" in text for text in warnings)
