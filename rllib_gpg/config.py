@@ -199,7 +199,9 @@ class GPGConfig(AlgorithmConfig):
                 runner, the whole group.
             **kwargs: The settings of `AlgorithmConfig.env_runners`. The default that differs:
                 `sample_timeout_s` 600. An env runner that takes longer for one share is killed and
-                its share sent to another; None: never.
+                its share sent to another; None: never. What connectors remember is merged by
+                shares, also without remote env runners; with `merge_env_runner_states=False` what
+                a group adds to it is dropped, and `broadcast_env_runner_states` means nothing.
 
         Returns:
             This updated AlgorithmConfig object.

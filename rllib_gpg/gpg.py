@@ -6,6 +6,7 @@ Paper: https://arxiv.org/abs/2510.03679
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import pathlib
 import secrets
 from typing import Any, Self
@@ -35,6 +36,7 @@ from rllib_gpg.checkpoints import check_checkpoint, naming_damage
 from rllib_gpg.config import GPGConfig
 from rllib_gpg.learning.batch import shuffle_generator
 from rllib_gpg.learning.pipeline import PreparedGroup, prepare_group
+from rllib_gpg.sampling.connector_states import Connectors
 from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gather
 from rllib_gpg.sampling.messages import Share, Weights
 from rllib_gpg.sampling.recording import EpisodeRecorder
@@ -46,6 +48,7 @@ GROUP_ADVANTAGE_ESTIMATION_TIMER = "group_advantage_estimation_timer"
 
 _NUM_GROUPS = "num_groups"
 _NUM_EVALUATIONS = "num_evaluations"
+_CONNECTOR_STATES = "connector_states"
 
 
 class GPG(Algorithm):
@@ -111,19 +114,27 @@ class GPG(Algorithm):
         return self._weights or self._sync_weights()
 
     def _sync_weights(self) -> Weights:
-        """Takes the learners' weights, for the next group and for the local env runner."""
+        """Takes the learners' weights and what connectors remember, for the next group."""
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
             state = self.learner_group.get_state(
                 components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
             )[COMPONENT_LEARNER]
+            connectors = self._connectors.get_states()
             self._num_weights += 1
             if self.env_runner is not None:
-                self.env_runner.load(Weights(self._num_weights, state))
+                self.env_runner.load(Weights(self._num_weights, state, connectors))
             if self.env_runner_group.num_remote_env_runners() > 0:
                 # Once in the object store; each env runner fetches it with its first share.
                 state = ray.put(state)
-            self._weights = Weights(self._num_weights, state)
+            self._weights = Weights(self._num_weights, state, connectors)
         return self._weights
+
+    @functools.cached_property
+    def _connectors(self) -> Connectors:
+        """The connectors that checkpoints have: the local env runner's, or if none the driver's."""
+        if self.env_runner is not None:
+            return self.env_runner.connectors
+        return Connectors(self.env_to_module_connector, self.module_to_env_connector)
 
     def _sample_group(self, weights: Weights) -> list[EpisodeType]:
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
@@ -132,6 +143,8 @@ class GPG(Algorithm):
                 group = self._gather(self.env_runner_group, shares, weights, ENV_RUNNER_RESULTS)
             except SamplingError as error:
                 raise self._with_checkpoint(error) from error
+            if self.config.merge_env_runner_states:
+                self._connectors.merge(weights.connectors, group.connectors)
         self._recorder.take(group.episodes)
         return group.episodes
 
@@ -252,6 +265,7 @@ class GPG(Algorithm):
             **super().get_state(*args, **kwargs),
             _NUM_GROUPS: (self._run_seed, self._num_groups),
             _NUM_EVALUATIONS: self._num_evaluations,
+            _CONNECTOR_STATES: self._connectors.get_states(),
         }
 
     @override(Algorithm)
@@ -262,6 +276,7 @@ class GPG(Algorithm):
         if _NUM_GROUPS in state:
             self._run_seed, self._num_groups = state[_NUM_GROUPS]
         self._num_evaluations = state.get(_NUM_EVALUATIONS, self._num_evaluations)
+        self._connectors.set_states(state.get(_CONNECTOR_STATES, {}))
 
     @override(Algorithm)
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:

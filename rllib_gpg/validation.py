@@ -232,6 +232,12 @@ def _check_env_runner(config: GPGConfig) -> None:
             "into the env. For an id that gymnasium or EnvPool knows: "
             f"`environment(env_config={{'max_episode_steps': {limit}}})`."
         )
+    if config.use_env_runner_state_server:
+        config._value_error(
+            "`use_env_runner_state_server=True` is for algorithms that sample while they learn "
+            "(IMPALA, APPO). GPG sends weights and connector states along with each share of a "
+            "group; remove the setting."
+        )
     needed = MultiAgentGroupEnvRunner if config.is_multi_agent else GroupEnvRunner
     runner_class = config.env_runner_cls
     if not (isinstance(runner_class, type) and issubclass(runner_class, needed)):

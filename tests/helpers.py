@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -231,3 +232,20 @@ def same(one: Any, other: Any) -> bool:
     return [path for path, _ in ones] == [path for path, _ in others] and all(
         np.array_equal(a, b) for (_, a), (_, b) in zip(ones, others, strict=True)
     )
+
+
+@contextmanager
+def logged_warnings() -> Iterator[list[str]]:
+    """What is logged meanwhile as a warning of RLlib's or ours, each once.
+
+    Whether `caplog` sees it once, twice or never depends on what Ray did to its loggers before.
+    """
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("ray.rllib")
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)

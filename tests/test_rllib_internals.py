@@ -26,6 +26,7 @@ from ray.rllib.algorithms.ppo import PPOConfig, ppo
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.common.flatten_observations import FlattenObservations
 from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
+from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.connectors.learner import AddObservationsFromEpisodesToBatch
 from ray.rllib.connectors.module_to_env import GetActions
 from ray.rllib.core import (
@@ -42,6 +43,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.filter import RunningStat
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.minibatch_utils import MiniBatchCyclicIterator
@@ -66,6 +68,7 @@ BATCH = "rllib_gpg/learning/batch.py"
 PIPELINE = "rllib_gpg/learning/pipeline.py"
 MODULE = "rllib_gpg/learning/rl_module.py"
 CONNECTOR = "rllib_gpg/advantages/connector.py"
+CONNECTOR_STATES = "rllib_gpg/sampling/connector_states.py"
 CONFIG = "rllib_gpg/config.py"
 HALL = "rllib_gpg/gpg.py"
 
@@ -219,6 +222,34 @@ def test_env_runner_sample_by_timesteps_takes_the_same_arguments() -> None:
         for runner in (SingleAgentEnvRunner, GroupEnvRunner)
     )
     require(ours == theirs, ENV_RUNNER, "`_sample` by timesteps is left to RLlib's own.")
+
+
+def test_rllibs_merging_of_filters_goes_wrong_with_the_second_merge() -> None:
+    central, shares = RunningStat((1,)), [np.full(100, 5.0), np.full(100, 5.0)]
+    for share in shares:
+        remote = RunningStat.from_state(central.to_state())
+        for observation in share:
+            remote.push([observation])
+        central.update(RunningStat.from_state(remote.to_state()))
+    require(
+        float(central.mean[0]) == 2.5,
+        CONNECTOR_STATES,
+        "its own merging of `MeanStdFilter`. Has RLlib mended `RunningStat`? Then it can go.",
+    )
+
+
+def test_env_runner_connectors() -> None:
+    remote = stock_runner(env_to_module_connector=lambda env, spaces, device: MeanStdFilter())
+    state = remote.get_state()
+    pieces = [type(piece).__name__ for piece in remote._env_to_module.connectors]
+    require(
+        pieces[0] == "MeanStdFilter"
+        and state["env_to_module_connector"].keys() == {"MeanStdFilter"}
+        and state["module_to_env_connector"] == {}
+        and bool(remote._module_to_env.connectors),
+        CONNECTOR_STATES,
+        "the pieces of `_env_to_module` and `_module_to_env` are those whose states are merged.",
+    )
 
 
 def test_env_runner_new_episode(runner: SingleAgentEnvRunner) -> None:

@@ -12,7 +12,11 @@ from ray.rllib.utils.annotations import override
 
 from rllib_gpg.sampling.rollout.actions import DrawActions
 from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
-from rllib_gpg.sampling.rollout.columnar import ColumnarRollout, obstacle_to_columns
+from rllib_gpg.sampling.rollout.columnar import (
+    ColumnarRollout,
+    changed_defaults,
+    obstacle_to_columns,
+)
 from rllib_gpg.sampling.rollout.stepwise import StepwiseRollout
 from rllib_gpg.sampling.rollout.vector_env import adapt, limit_episodes
 from rllib_gpg.sampling.seeds import Seeds
@@ -70,11 +74,23 @@ class GroupEnvRunner(ShareSamplingEnvRunner, SingleAgentEnvRunner):
         if self._in_columns is None:
             obstacle = obstacle_to_columns(parts)
             self._in_columns = obstacle is None
-            how = "in columns" if self._in_columns else f"step by step, because {obstacle}"
-            logger.info(f"{type(self).__name__} samples {how}.")
+            self._say_how(parts, obstacle)
         if self._in_columns and not random_actions:
             return ColumnarRollout(parts)
         rollout = StepwiseRollout(parts, random_actions=random_actions)
         if random_actions and seeds is not None:
             rollout.seed_random_actions(seeds.actions)
         return rollout
+
+    def _say_how(self, parts: RunnerParts, obstacle: str | None) -> None:
+        name = type(self).__name__
+        if obstacle is None:
+            logger.info(f"{name} samples in columns.")
+        elif changed := changed_defaults(parts):
+            # Nobody asked for it.
+            logger.warning(
+                f"{name} samples step by step, several times slower than in columns: RLlib's "
+                f"default connectors aren't those that this version of rllib_gpg knows: {changed}."
+            )
+        else:
+            logger.info(f"{name} samples step by step, because {obstacle}.")

@@ -15,6 +15,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.typing import EpisodeType, ResultDict
 
+from rllib_gpg.sampling.connector_states import ConnectorStates
 from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
 from rllib_gpg.sampling.progress import Progress
 
@@ -39,11 +40,13 @@ class Group:
         episodes: Exactly `group_size` of them, all sampled with the same weights.
         metrics: What the env runners logged meanwhile.
         num_redispatched: Episodes that were sent out again after a loss or a failure.
+        connectors: What the connectors remembered at the end of each share.
     """
 
     episodes: list[EpisodeType]
     metrics: list[ResultDict]
     num_redispatched: int
+    connectors: list[ConnectorStates]
 
 
 def cut_into_shares(
@@ -115,7 +118,8 @@ def gather(
         metrics = [result.metrics for result in ledger.results.values()]
     results = [ledger.results[share.index] for share in shares]
     episodes = [episode for result in results for episode in result.episodes]
-    return Group(episodes, metrics, ledger.num_redispatched)
+    connectors = [result.connectors for result in results]
+    return Group(episodes, metrics, ledger.num_redispatched, connectors)
 
 
 class _Ledger:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from rllib_gpg.sampling.connector_states import ConnectorStates
 from rllib_gpg.sampling.seeds import Seeds
 from rllib_gpg.seeding import EVALUATION, GROUP
 
 
 @dataclass(frozen=True)
 class Share:
-    """A few whole episodes of a group or an evaluation: a function of the weights and its seed.
+    """A few whole episodes of a group or an evaluation: a function of `Weights` and its seed.
 
     A share that was lost with its env runner is sent again as it is and gives the same episodes,
     so that no fault can favour short ones.
@@ -50,10 +51,13 @@ class Weights:
             the state when this differs from what it holds.
         state: The module's state with its sequence number, as `EnvRunner.set_state` takes it; or
             a reference to it in Ray's object store, resolved only when it is needed.
+        connectors: What the connectors remembered when the version was made; each share begins
+            with it.
     """
 
     version: int
     state: Any
+    connectors: ConnectorStates = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,15 @@ class ShareResult:
     """The episodes of one share, all finished, in the order in which they were started.
 
     An evaluation's aren't handed on: `episodes` is empty. `metrics` are those of a remote env
-    runner since its last share, None from a local one.
+    runner since its last share, None from a local one. `connectors` is what the connectors remember
+    at the end of the share; empty in evaluation.
     """
 
     share: Share
     weights_version: int
     episodes: list[Any]
     metrics: dict[str, Any] | None
+    connectors: ConnectorStates
 
 
 @dataclass(frozen=True)

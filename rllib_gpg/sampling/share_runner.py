@@ -10,12 +10,17 @@ from typing import Any
 
 import ray
 import torch
-from ray.rllib.core import COMPONENT_RL_MODULE
+from ray.rllib.core import (
+    COMPONENT_ENV_TO_MODULE_CONNECTOR,
+    COMPONENT_MODULE_TO_ENV_CONNECTOR,
+    COMPONENT_RL_MODULE,
+)
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.typing import EpisodeType, StateDict
 
+from rllib_gpg.sampling.connector_states import Connectors
 from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
 from rllib_gpg.sampling.progress import Progress
 from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
@@ -49,11 +54,13 @@ class ShareSamplingEnvRunner(EnvRunner):
 
         Args:
             share: Which episodes to sample.
-            weights: The weights to sample them with, loaded unless they are in place already.
+            weights: The weights to sample them with, loaded unless they are in place already, and
+                what the connectors remember at the beginning of the share, and after it again.
             progress: Is told how far the share has come. Default None: nobody is.
 
         Returns:
-            The share's episodes, and from a remote env runner its metrics; or what went wrong.
+            The share's episodes, what its connectors remember at its end, and from a remote env
+            runner its metrics; or what went wrong.
         """
         try:
             if self._is_env_broken:
@@ -62,7 +69,10 @@ class ShareSamplingEnvRunner(EnvRunner):
             self.load(weights)
             self._seeds = share.seeds()
             self._progress = progress
-            episodes = self.sample(num_episodes=share.num_episodes)
+            with self.connectors.beginning_with(weights.connectors):
+                episodes = self.sample(num_episodes=share.num_episodes)
+                # What an evaluation adds is used by nobody, as with RLlib's PPO.
+                connectors = {} if share.in_evaluation else self.connectors.get_states()
         except Exception as error:  # Reported by the caller; see `ShareFailure`.
             self._is_env_broken = True
             return ShareFailure(
@@ -72,7 +82,12 @@ class ShareSamplingEnvRunner(EnvRunner):
         metrics = self.get_metrics() if self.worker_index else None
         # An evaluation's episodes are as large as a group's, and nobody asks for them.
         kept = [] if share.in_evaluation else episodes
-        return ShareResult(share, weights.version, kept, metrics)
+        return ShareResult(share, weights.version, kept, metrics, connectors)
+
+    @property
+    def connectors(self) -> Connectors:
+        """The pieces of the two connector pipelines, and what they remember."""
+        return Connectors(self._env_to_module, self._module_to_env)
 
     def load(self, weights: Weights) -> None:
         """Puts weights in place, unless they are; also those of an older checkpoint.
@@ -87,6 +102,18 @@ class ShareSamplingEnvRunner(EnvRunner):
             state = ray.get(state)
         self.set_state(state)
         self._weights_version = weights.version
+
+    def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
+        """Returns the state; of a remote env runner that samples groups, without the connectors'.
+
+        What its connectors gather is in the results of its shares. RLlib, which asks for it after
+        each iteration and while it restores a checkpoint, would merge it once more.
+        """
+        state: StateDict = super().get_state(*args, **kwargs)
+        if self.worker_index and self.config.get("group_size") is not None:
+            state.pop(COMPONENT_ENV_TO_MODULE_CONNECTOR, None)
+            state.pop(COMPONENT_MODULE_TO_ENV_CONNECTOR, None)
+        return state
 
     def set_state(self, state: StateDict) -> None:
         """Puts a state in place, with weights also of an older checkpoint."""

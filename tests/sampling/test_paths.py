@@ -9,7 +9,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import tree
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import FlattenObservations
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -18,7 +20,7 @@ from rllib_gpg import GPGConfig
 from rllib_gpg.sampling import GroupEnvRunner
 from rllib_gpg.sampling.rollout import episode_columns
 from tests.envs import ShortOrLong
-from tests.helpers import LinearPolicy, small_config
+from tests.helpers import LinearPolicy, logged_warnings, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -228,3 +230,48 @@ def test_random_actions_need_no_module() -> None:
     episodes = runner.sample(num_episodes=2, random_actions=True)
     assert [len(episode) for episode in episodes] == [200, 200]
     assert np.abs(episodes[0].get_actions()).max() > 1.0
+
+
+class NewInRLlib(ConnectorV2):
+    """A piece that a later version of RLlib might have in its defaults."""
+
+    def __call__(self, *, batch: Any, **kwargs: Any) -> Any:
+        return batch
+
+
+@pytest.mark.parametrize(
+    ("build", "change", "warns"),
+    [
+        ("build_env_to_module_connector", lambda config: config, True),
+        ("build_module_to_env_connector", lambda config: config, True),
+        ("build_env_to_module_connector", lambda config: one_hot_config(), True),
+        (None, lambda config: config.callbacks(Stepping), False),
+        (
+            None,
+            lambda config: config.env_runners(
+                env_to_module_connector=lambda env, spaces, device: NewInRLlib()
+            ),
+            False,
+        ),
+    ],
+    ids=["env-to-module", "module-to-env", "one-hot", "callback", "connector"],
+)
+def test_slow_sampling_that_nobody_asked_for_is_a_warning(
+    build: str | None, change: Any, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if build is not None:
+        of_rllib = getattr(AlgorithmConfig, build)
+
+        def with_a_new_piece(*args: Any, **kwargs: Any) -> Any:
+            pipeline = of_rllib(*args, **kwargs)
+            pipeline.append(NewInRLlib())
+            return pipeline
+
+        monkeypatch.setattr(AlgorithmConfig, build, with_a_new_piece)
+    runner = GroupEnvRunner(config=change(small_config("CartPole-v1")), worker_index=0)
+    with logged_warnings() as warnings:
+        for _ in range(2):
+            assert len(runner.sample(num_episodes=2)) == 2
+    assert runner._in_columns is False
+    assert len(warnings) == int(warns)
+    assert all("NewInRLlib" in text for text in warnings)

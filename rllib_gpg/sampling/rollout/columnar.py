@@ -21,6 +21,7 @@ from ray.rllib.connectors.common import (
 )
 from ray.rllib.connectors.common.flatten_observations import FlattenObservations
 from ray.rllib.connectors.module_to_env import (
+    GetActions,
     ListifyDataForVectorEnv,
     NormalizeAndClipActions,
     RemoveSingleTsTimeRankFromBatch,
@@ -79,6 +80,27 @@ def obstacle_to_columns(parts: RunnerParts) -> str | None:
     ):
         return "there is a callback `on_episode_step`"
     return None
+
+
+def changed_defaults(parts: RunnerParts) -> str | None:
+    """Returns the default connectors if they aren't those that columns know, or None if they are.
+
+    Whatever connectors the config adds to them.
+    """
+    plain = parts.config.copy(copy_frozen=False)
+    plain.env_runners(
+        env_to_module_connector=None,
+        module_to_env_connector=None,
+        add_default_connectors_to_env_to_module_pipeline=True,
+        add_default_connectors_to_module_to_env_pipeline=True,
+    )
+    pipelines = (
+        plain.build_env_to_module_connector(parts.env),
+        plain.build_module_to_env_connector(parts.env),
+    )
+    pieces = [type(piece) for pipeline in pipelines for piece in pipeline.connectors]
+    known = [*_DEFAULT_ENV_TO_MODULE, GetActions, *_DEFAULT_MODULE_TO_ENV[1:]]
+    return None if pieces == known else ", ".join(piece.__name__ for piece in pieces)
 
 
 def _is_one_hot(parts: RunnerParts) -> bool:
