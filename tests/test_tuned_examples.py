@@ -56,6 +56,7 @@ def test_every_example_runs_and_keeps_what_it_says(script: str, tmp_path: Path) 
         "multi_agent_cartpole_gpg.py --shared-policy --num-env-runners 1",
         "two_policies_gpg.py",
         REINFORCE,
+        "record_and_clone.py",
     ],
 )
 def test_example_passes_as_test(command: str, tmp_path: Path) -> None:
@@ -79,6 +80,14 @@ def test_the_search_over_group_sizes_prints_a_table_and_draws_the_curves(tmp_pat
         row = rf"^ +time +{group_size} +\d+\.\d ± +\d+\.\d +-  -$"
         assert re.search(row, output, re.MULTILINE), output
     assert path_after("learning curves", output).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_recording_example_records_and_clones(tmp_path: Path) -> None:
+    few = ("--stop-iters", "1", "--record-groups", "1", "--clone-iters", "2")
+    output = run_example("record_and_clone.py", tmp_path, *few)
+    assert list(path_after("recording", output).rglob("*.parquet"))
+    assert re.search(r"^mean return of the clone: \d+\.\d$", output, re.MULTILINE)
 
 
 @pytest.mark.slow

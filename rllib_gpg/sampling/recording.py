@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.data
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.columns import Columns
@@ -12,6 +13,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 from ray.rllib.utils.compression import pack_if_needed
 from ray.rllib.utils.spaces.space_utils import unbatch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 class EpisodeRecorder:
@@ -38,16 +40,9 @@ class EpisodeRecorder:
         # Of the last group, until it has been trained on; and what waits for a full file.
         self._group: list[Any] = []
         self._rows: list[Any] = []
-        self._write_kwargs: dict[str, Any] = {}
-        if not config.output:
-            return
-        self._folder = f"{_located(config)}/{_env_name(config.env)}"
-        # No CPU: those of a trial, or all there are, may be taken by env runners for as long as
-        # the algorithm waits here.
-        self._write_kwargs = {"ray_remote_args": {"num_cpus": 0}}
-        if config.output_filesystem is not None:
-            self._write_kwargs["filesystem"] = _filesystem(config)
-        self._write_kwargs |= config.output_write_method_kwargs
+        if config.output:
+            self._folder = f"{_located(config)}/{_env_name(config.env)}"
+            self._write_kwargs = _filesystem(config) | config.output_write_method_kwargs
 
     def take(self, episodes: list[SingleAgentEpisode]) -> None:
         """Takes down a group as it was sampled; learner connectors may change episodes.
@@ -83,36 +78,43 @@ class EpisodeRecorder:
         dataset.context.enable_progress_bars = False
         dataset.context.print_on_execution_start = False
         path = f"{self._folder}/run-000000-{self._num_files:06}"
-        getattr(dataset, self._config.output_write_method)(path, **self._write_kwargs)
+        # Written here, wherever in a cluster that is; and without a CPU: env runners may have taken
+        # all there are for as long as the algorithm waits.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        kwargs = {"ray_remote_args": {"num_cpus": 0, "scheduling_strategy": here}}
+        write = getattr(dataset, self._config.output_write_method)
+        write(path, **(kwargs | self._write_kwargs))
 
 
 def _located(config: AlgorithmConfig) -> str:
-    """Returns the path of the recording; one on this machine means here, on any cluster."""
+    """Returns the path of the recording; a relative one is this process's own."""
     output = str(config.output).rstrip("/")
     if "://" in output or config.output_filesystem is not None:
         return output
-    return f"local://{Path(output).expanduser().absolute()}"
+    return str(Path(output).expanduser().absolute())
 
 
 def _env_name(env: Any) -> str:
     return (env if isinstance(env, str) else env.__name__).lower()
 
 
-def _filesystem(config: AlgorithmConfig) -> Any:
-    """Returns one of those that RLlib's env runner knows, with their packages or without."""
+def _filesystem(config: AlgorithmConfig) -> dict[str, Any]:
+    """Returns the argument for one of the filesystems that RLlib knows; none by default."""
     name, kwargs = config.output_filesystem, config.output_filesystem_kwargs
+    if name is None:
+        return {}
     if name == "gcs":
         import gcsfs
 
-        return gcsfs.GCSFileSystem(**kwargs)
+        return {"filesystem": gcsfs.GCSFileSystem(**kwargs)}
     if name == "s3":
         from pyarrow import fs
 
-        return fs.S3FileSystem(**kwargs)
+        return {"filesystem": fs.S3FileSystem(**kwargs)}
     if name == "abs":
         import adlfs
 
-        return adlfs.AzureBlobFileSystem(**kwargs)
+        return {"filesystem": adlfs.AzureBlobFileSystem(**kwargs)}
     raise ValueError(
         f"`output_filesystem` must be 'gcs' for GCS, 's3' for S3 or 'abs' for Azure, got {name!r}."
     )

@@ -263,12 +263,12 @@ def test_bc_clones_the_policy_that_was_recorded(write_episodes: bool, tmp_path: 
             map_batches_kwargs={"concurrency": 1},
             iter_batches_kwargs={"prefetch_batches": 0},
         )
-        .training(lr=0.01, train_batch_size_per_learner=64)
+        .training(lr=0.02, train_batch_size_per_learner=64)
         .rl_module(model_config={"fcnet_hiddens": [8]})
         .debugging(log_sys_usage=False)
     ).build_algo()
     try:
-        for _ in range(20):
+        for _ in range(10):
             bc.train()
         [logits] = each_learner(bc, of_both_bits)
     finally:
