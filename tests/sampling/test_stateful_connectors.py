@@ -230,11 +230,11 @@ def test_a_run_cut_in_two_equals_the_run_in_one_piece(
         # An older checkpoint in place: the env runners hold what has come since.
         algo.restore_from_path(path)
         pieces = [rest(algo)]
-        state = algo.get_state()
-        end = remembered(algo)
-        algo.restore_from_path(path)
-        algo.set_state(state)
-        assert remembered(algo) == end
+        if local:  # Without, RLlib's `set_state` looks for the state of an env runner in vain.
+            state, end = algo.get_state(), remembered(algo)
+            algo.restore_from_path(path)
+            algo.set_state(state)
+            assert remembered(algo) == end
     new = GPG.from_checkpoint(path)
     try:
         pieces.append(rest(new))
