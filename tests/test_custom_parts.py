@@ -122,7 +122,7 @@ def test_a_custom_catalog_builds_the_encoder(catalog_class: type) -> None:
     config = small_config(DiscreteIdentity)
     config.rl_module(rl_module_spec=RLModuleSpec(catalog_class=catalog_class))
     algo = assert_learns(config)
-    assert isinstance(algo.get_module()._encoder, Embedding)
+    assert isinstance(algo.get_module().encoder, Embedding)
 
 
 # RLlib's dataclass of model settings.
@@ -136,7 +136,7 @@ def test_what_a_dataclass_of_model_settings_leaves_out_is_as_gpg_has_it() -> Non
     with built(config) as algo:
         given = algo.get_module().model_config
         weights = dict(algo.get_module().named_parameters())
-    defaults = config._model_config_auto_includes
+    defaults = GPGConfig().model_config
     assert defaults.keys() >= {"fcnet_kernel_initializer", "head_fcnet_bias_initializer"}
     said = {
         "fcnet_hiddens": [8],
