@@ -471,6 +471,14 @@ def test_a_config_object_is_as_good_as_a_dict(num_learners: int) -> None:
     assert request[0] == request[1]
 
 
+def test_a_restored_config_may_be_of_another_version() -> None:
+    """RLlib puts the attributes back that there were, and marks the config."""
+    config = GPGConfig.from_state({**cartpole().get_state(), "setting_of_an_older_rllib": 1})
+    config.validate()
+    again = GPGConfig.from_state(cartpole().get_state())
+    GPGConfig().update_from_dict(again).validate()
+
+
 def test_validation_can_be_switched_off_as_in_ppo() -> None:
     config = cartpole().training(gamma=2.0).experimental(_validate_config=False)
     config.validate()

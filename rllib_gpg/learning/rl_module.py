@@ -88,7 +88,15 @@ class ObservationMoments:
         Args:
             observations: [B, ...], or [B, T, ...] with zero-padding.
             mask: Which of [B, T] are real steps; None if there is no padding.
+
+        Raises:
+            ValueError: If they aren't one array, as of a module that shows its networks a part.
         """
+        if not isinstance(observations, Tensor):
+            raise ValueError(
+                "`normalize_observations` needs observations that are one array, got a "
+                f"{type(observations).__name__}. Remove the setting from the `model_config`."
+            )
         observations = (observations if mask is None else observations[mask]).to(torch.float64)
         mean = observations.mean(0)
         return cls(mean, (observations - mean).square().mean(0), len(observations))

@@ -42,9 +42,9 @@ def _sampling(config: AlgorithmConfig) -> Iterator[str]:
     if not (isinstance(runner_class, type) and issubclass(runner_class, needed)):
         yield (
             f"`env_runner_cls` must be {needed.__name__} or a subclass of it, got "
-            f"{runner_class!r}: other env runners drop the episodes that take longest, and bias "
-            "the group. A simulator in another process is reached through an env: see "
-            "docs/from_ppo.md."
+            f"{runner_class!r}: others return the episodes that end first, or that a client "
+            "sends, and bias the group. A simulator in another process is reached through an env, "
+            "see docs/from_ppo.md."
         )
 
 
