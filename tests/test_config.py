@@ -129,6 +129,16 @@ def test_the_loss_settings_have_ranges(name: str, value: Any, message: str) -> N
         cartpole().training(**{name: value}).validate()
 
 
+def test_settings_of_the_kl_loss_without_it_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="`kl_target` do nothing without `use_kl_loss=True`"):
+        cartpole().training(kl_coeff=0.5).validate()
+    overrides = {"default_policy": {"kl_coeff": 0.5}}
+    config = cartpole().rl_module(algorithm_config_overrides_per_module=overrides)
+    with pytest.warns(UserWarning, match="of module 'default_policy' do nothing"):
+        config.validate()
+    config.training(use_kl_loss=True).validate()
+
+
 # What has no meaning without a critic.
 
 

@@ -43,10 +43,21 @@ def check_config(config: AlgorithmConfig) -> None:
         numbers.of_the_batch(config),
         env_runners.problems(config),
     )
+    numbers.warn_of_idle_settings(config, "")
+    _check_overrides(config)
+    _check_evaluation(config)
+
+
+def _check_overrides(config: AlgorithmConfig) -> None:
     for module_id, overrides in config.algorithm_config_overrides_per_module.items():
         _refuse(modules.common_settings(module_id, overrides))
         module_config = config.copy(copy_frozen=False).update_from_dict(overrides)
-        _refuse(_of_one_module(module_config, f" of module {module_id!r}"))
+        of = f" of module {module_id!r}"
+        _refuse(_of_one_module(module_config, of))
+        numbers.warn_of_idle_settings(module_config, of)
+
+
+def _check_evaluation(config: AlgorithmConfig) -> None:
     if isinstance(config.evaluation_config, dict):
         unknown = "Unknown settings in `evaluation_config`"
         _refuse(names.unknown_keys(config, config.evaluation_config, unknown))

@@ -74,6 +74,10 @@ def of_the_loss(config: AlgorithmConfig, of: str) -> Iterator[str]:
             yield f"`{name}`{of} must be a number > 0, got {value!r}."
     if not _is_number(config.kl_coeff) or config.kl_coeff < 0.0:
         yield f"`kl_coeff`{of} must be a number >= 0, got {config.kl_coeff!r}."
+
+
+def warn_of_idle_settings(config: AlgorithmConfig, of: str) -> None:
+    """Warns of settings that are in order but do nothing."""
     default = type(config)()
     kl = (config.kl_coeff, config.kl_target)
     if not config.use_kl_loss and kl != (default.kl_coeff, default.kl_target):
