@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.learner import AddObservationsFromEpisodesToBatch
 from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -21,12 +23,21 @@ from rllib_gpg.learning.episode_ends import AddEpisodeEnds
 from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
 from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
-from rllib_gpg.validation import CRITIC_SETTINGS, check_config, check_known, check_stack
-
-if TYPE_CHECKING:
-    from rllib_gpg.gpg import GPG
+from rllib_gpg.validation import CRITIC_SETTINGS, check_arguments, check_config, check_keys
+from rllib_gpg.validation.names import is_said
 
 _ESTIMATOR_SETTINGS = ("gamma", "binning", "leave_one_out", "normalize_advantages")
+
+# A nearly uniform first policy: returns without a critic are noisy, and whatever the first policy
+# happens to prefer is hard to unlearn.
+_INITIALIZERS: dict[str, Any] = {
+    "fcnet_kernel_initializer": "orthogonal_",
+    "fcnet_kernel_initializer_kwargs": {"gain": 2**0.5},
+    "fcnet_bias_initializer": "zeros_",
+    "head_fcnet_kernel_initializer": "orthogonal_",
+    "head_fcnet_kernel_initializer_kwargs": {"gain": 0.01},
+    "head_fcnet_bias_initializer": "zeros_",
+}
 
 
 class GPGConfig(AlgorithmConfig):
@@ -159,9 +170,17 @@ class GPGConfig(AlgorithmConfig):
 
         Returns:
             This updated AlgorithmConfig object.
+
+        Raises:
+            TypeError: If there is no such setting; with the nearest one.
         """
+        check_arguments(self, "training", kwargs)
         for name in CRITIC_SETTINGS & kwargs.keys():
             setattr(self, name, kwargs.pop(name))
+        # What old scripts say here about the model goes unused on RLlib's new API stack.
+        old_model = kwargs.get("model")
+        if isinstance(old_model, dict) and is_said("vf_share_layers", old_model, self.model):
+            self.vf_share_layers = old_model["vf_share_layers"]
         super().training(**kwargs)
         return self._set(
             group_size=group_size,
@@ -206,6 +225,7 @@ class GPGConfig(AlgorithmConfig):
         Returns:
             This updated AlgorithmConfig object.
         """
+        check_arguments(self, "env_runners", kwargs)
         super().env_runners(**kwargs)
         return self._set(max_episode_steps=max_episode_steps, episodes_per_share=episodes_per_share)
 
@@ -224,6 +244,7 @@ class GPGConfig(AlgorithmConfig):
         Returns:
             This updated AlgorithmConfig object.
         """
+        check_arguments(self, "fault_tolerance", kwargs)
         super().fault_tolerance(**kwargs)
         return self._set(max_share_failures=max_share_failures)
 
@@ -235,13 +256,13 @@ class GPGConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
-        """Modifies this config via the provided dict.
+        """Modifies this config via the provided dict, or by all settings of another config.
 
         Raises:
             ValueError: If a key is no setting (RLlib would set it and ignore it); with the nearest
                 known name.
         """
-        check_known(self, list(config_dict))
+        check_keys(self, config_dict.keys())
         return super().update_from_dict(config_dict)
 
     @override(AlgorithmConfig)
@@ -249,11 +270,11 @@ class GPGConfig(AlgorithmConfig):
         """Validates all values in this config.
 
         Raises:
-            ValueError: Names the setting that GPG can't run with, and the mend.
+            ValueError: Names the settings that GPG can't run with, and the mends.
         """
-        check_stack(self)
+        if self._validate_config:
+            check_config(self)
         super().validate()
-        check_config(self)
         # RLlib's evaluation by episodes drops the env runners that take longest. What a user sets
         # here stays; so does "auto", and evaluation by timesteps.
         if self.custom_evaluation_function in (None, _evaluate_episodes):
@@ -274,25 +295,12 @@ class GPGConfig(AlgorithmConfig):
         A `DefaultModelConfig` says nothing where it holds None. With another initialiser than
         GPG's, the arguments of GPG's don't apply.
         """
-        given = self._model_config
-        base = {} if isinstance(given, dict) else dataclasses.asdict(given)
-        said = given if not base else {k: v for k, v in base.items() if v is not None}
-        defaults = self._model_config_auto_includes.items()
-        return base | {k: v for k, v in defaults if k.removesuffix("_kwargs") not in said} | said
-
-    @property
-    @override(AlgorithmConfig)
-    def _model_config_auto_includes(self) -> dict[str, Any]:
-        # A nearly uniform first policy: returns without a critic are noisy, and whatever the first
-        # policy happens to prefer is hard to unlearn.
-        return super()._model_config_auto_includes | {
-            "fcnet_kernel_initializer": "orthogonal_",
-            "fcnet_kernel_initializer_kwargs": {"gain": 2**0.5},
-            "fcnet_bias_initializer": "zeros_",
-            "head_fcnet_kernel_initializer": "orthogonal_",
-            "head_fcnet_kernel_initializer_kwargs": {"gain": 0.01},
-            "head_fcnet_bias_initializer": "zeros_",
-        }
+        given = super().model_config
+        everything = {field.name for field in dataclasses.fields(DefaultModelConfig)}
+        # RLlib makes a dict of the dataclass.
+        said = {k: v for k, v in given.items() if v is not None or not everything <= given.keys()}
+        defaults = {k: v for k, v in _INITIALIZERS.items() if k.removesuffix("_kwargs") not in said}
+        return given | defaults | said
 
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type[Learner]:
@@ -320,7 +328,7 @@ class GPGConfig(AlgorithmConfig):
 
 
 def _evaluate_episodes(
-    algorithm: GPG, eval_env_runner_group: EnvRunnerGroup | None
+    algorithm: Algorithm, eval_env_runner_group: EnvRunnerGroup | None
 ) -> tuple[ResultDict, int, int]:
     """Has the form of a `custom_evaluation_function`; RLlib takes the results from the metrics."""
     algorithm.evaluate_episodes(eval_env_runner_group)

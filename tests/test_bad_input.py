@@ -159,15 +159,18 @@ def test_keys_of_the_wrong_form_are_refused_with_the_episode(keys: Any, message:
         assert same(before, snapshot(algo))
 
 
-def test_an_error_inside_a_binning_comes_through() -> None:
+@pytest.mark.parametrize("kind", [ZeroDivisionError, IndexError, ValueError])
+def test_an_error_inside_a_binning_comes_through_and_names_it(kind: type[Exception]) -> None:
     def my_bins(observations: Any, timesteps: Any) -> Any:
-        raise ZeroDivisionError("my own mistake")
+        raise kind("my own mistake")
 
     with built(small_config(Identity, binning=my_bins)) as algo:
         before = snapshot(algo)
-        with pytest.raises(ZeroDivisionError, match="my own mistake"):
+        with pytest.raises(kind, match="my own mistake") as error:
             algo.train()
         assert same(before, snapshot(algo))
+    (note,) = error.value.__notes__
+    assert re.match(r"Raised in binning my_bins, episode [0-9a-f]{32}", note)
 
 
 # At any time.

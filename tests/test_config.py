@@ -8,16 +8,22 @@ from typing import Any
 import cloudpickle
 import pytest
 from ray import tune
-from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.algorithms.ppo.ppo_catalog import PPOCatalog
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.tune.registry import get_trainable_cls
 
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.advantages import SpatialBinning, SpatialTimeBinning, TimeBinning
+from rllib_gpg.learning import DefaultGPGTorchRLModule, GPGCatalog, GPGTorchLearner
 from rllib_gpg.sampling import GroupEnvRunner
 from tests.envs import Identity
-from tests.helpers import SMALL_NET, built, module_results, small_config
+from tests.helpers import SMALL_NET, LinearPolicy, built, module_results, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -106,13 +112,31 @@ def test_epsilon_must_be_positive_and_finite(binning: Any, epsilon: Any) -> None
         ("clip_param", math.nan, "`clip_param` must be a number > 0"),
         ("kl_target", 0.0, "`kl_target` must be a number > 0"),
         ("kl_coeff", -1.0, "`kl_coeff` must be a number >= 0"),
-        ("entropy_coeff", -0.01, "`entropy_coeff` must be >= 0"),
+        ("entropy_coeff", -0.01, "`entropy_coeff` must be a number >= 0"),
+        ("entropy_coeff", [[0, 0.1], [20, -0.1]], "`entropy_coeff` must be a number >= 0"),
+        ("lr", -1, "`lr` must be a number >= 0"),
+        ("lr", math.nan, "`lr` must be a number >= 0"),
+        ("lr", None, "`lr` must be a number >= 0"),
+        ("lr", [1e-3, 1e-4], "`lr` must be a number >= 0 or a schedule"),
+        ("lr", [[0, 1e-3], [10, "1e-4"]], "`lr` must be a number >= 0 or a schedule"),
+        ("lr", "1e-3", "`lr` must be a number >= 0.*got '1e-3'.*YAML"),
+        ("num_minibatches", 100_000, "`num_minibatches`.*not their size.*`minibatch_size`"),
         ("entropy_coeff", [[10, 0.1], [20, 0.0]], "entropy_coeff.*first timestep must be 0"),
     ],
 )
 def test_the_loss_settings_have_ranges(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cartpole().training(**{name: value}).validate()
+
+
+def test_settings_of_the_kl_loss_without_it_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="`kl_target` do nothing without `use_kl_loss=True`"):
+        cartpole().training(kl_coeff=0.5).validate()
+    overrides = {"default_policy": {"kl_coeff": 0.5}}
+    config = cartpole().rl_module(algorithm_config_overrides_per_module=overrides)
+    with pytest.warns(UserWarning, match="of module 'default_policy' do nothing"):
+        config.validate()
+    config.training(use_kl_loss=True).validate()
 
 
 # What has no meaning without a critic.
@@ -141,10 +165,80 @@ def test_the_lambda_of_a_dict_config_is_refused_too() -> None:
         GPGConfig().update_from_dict({"env": "CartPole-v1", "lambda": 0.95}).validate()
 
 
-def test_a_shared_value_network_in_the_model_config_is_refused() -> None:
-    config = cartpole().rl_module(model_config={"vf_share_layers": True})
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("way", ["model_config", "spec", "several specs", "model", "dict"])
+def test_a_shared_value_network_in_a_model_config_is_refused(way: str, shared: bool) -> None:
+    model_config = {"vf_share_layers": shared}
+    spec = RLModuleSpec(model_config=model_config)
+    config = cartpole()
+    if way == "model_config":
+        config.rl_module(model_config=model_config)
+    elif way == "spec":
+        config.rl_module(rl_module_spec=spec)
+    elif way == "several specs":
+        config.multi_agent(policies={"a", "b"})
+        specs = {"a": RLModuleSpec(), "b": spec}
+        config.rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=specs))
+    elif way == "model":
+        config.training(model=model_config)
+    else:
+        config.update_from_dict({"model": model_config})
     with pytest.raises(ValueError, match=r"no critic.*vf_share_layers"):
         config.validate()
+
+
+@pytest.mark.parametrize("way", ["model_config", "spec"])
+def test_value_layers_apart_in_rllibs_dataclass_are_refused(way: str) -> None:
+    model_config = DefaultModelConfig(vf_share_layers=False)
+    spec = RLModuleSpec(model_config=model_config)
+    given = {"model_config": model_config} if way == "model_config" else {"rl_module_spec": spec}
+    with pytest.raises(ValueError, match=r"no critic.*vf_share_layers"):
+        cartpole().rl_module(**given).validate()
+
+
+@pytest.mark.parametrize(("name", "value"), CRITIC_SETTINGS.items())
+def test_a_critic_setting_for_evaluation_is_refused(name: str, value: Any) -> None:
+    """Before anything starts, also where evaluation is only called by hand."""
+    config = cartpole().evaluation(evaluation_config={name: value})
+    with pytest.raises(ValueError, match=rf"no critic.*`evaluation_config`.*{name}"):
+        config.validate()
+
+
+def test_ppos_config_for_evaluation_is_refused() -> None:
+    config = cartpole().evaluation(evaluation_config=PPOConfig())
+    with pytest.raises(ValueError, match="`evaluation_config`"):
+        config.validate()
+
+
+@pytest.mark.parametrize("base", [PPOTorchLearner, TorchLearner])
+def test_a_learner_that_is_not_gpgs_is_refused(base: type) -> None:
+    class MyLearner(base):
+        pass
+
+    for learner_class in (base, MyLearner):
+        with pytest.raises(ValueError, match=r"`learner_class`.*GPGTorchLearner"):
+            cartpole().training(learner_class=learner_class).validate()
+
+
+def test_a_learner_of_both_is_refused() -> None:
+    """Its `build` would add PPO's connectors, which ask for values."""
+
+    class MyLearner(GPGTorchLearner, PPOTorchLearner):
+        pass
+
+    with pytest.raises(ValueError, match=r"`learner_class`.*GPGTorchLearner"):
+        cartpole().training(learner_class=MyLearner).validate()
+
+
+def test_a_catalog_of_ppos_is_refused_for_the_default_module() -> None:
+    class MyCatalog(PPOCatalog):
+        pass
+
+    for module_class in (None, DefaultGPGTorchRLModule):
+        spec = RLModuleSpec(module_class=module_class, catalog_class=MyCatalog)
+        config = cartpole().rl_module(rl_module_spec=spec)
+        with pytest.raises(ValueError, match=r"MyCatalog.*GPGCatalog.*`build_encoder`"):
+            config.validate()
 
 
 def test_all_critic_settings_given_are_named_at_once() -> None:
@@ -158,6 +252,56 @@ def test_rllibs_dataclass_of_model_settings_is_accepted() -> None:
     with built(small_config(Identity).rl_module(model_config=model_config)) as algo:
         # Encoder 1 x 8 + 8, head 8 x 2 + 2.
         assert module_results(algo.train())["num_trainable_parameters"] == 34
+
+
+# Settings of the model.
+
+
+@pytest.mark.parametrize("way", ["model_config", "spec"])
+def test_an_unknown_setting_of_the_default_module_is_refused(way: str) -> None:
+    model_config = {"fcnet_hidens": [8], "normalise_observations": True}
+    spec = RLModuleSpec(model_config=model_config)
+    given = {"model_config": model_config} if way == "model_config" else {"rl_module_spec": spec}
+    with pytest.raises(ValueError) as error:
+        cartpole().rl_module(**given).validate()
+    assert "'fcnet_hidens' (did you mean 'fcnet_hiddens'?)" in str(error.value)
+    assert "'normalise_observations' (did you mean 'normalize_observations'?)" in str(error.value)
+
+
+class MyModule(DefaultGPGTorchRLModule):
+    pass
+
+
+class MyCatalog(GPGCatalog):
+    pass
+
+
+@pytest.mark.parametrize("way", ["model_config", "spec"])
+@pytest.mark.parametrize(
+    "own",
+    [{"module_class": MyModule}, {"module_class": LinearPolicy}, {"catalog_class": MyCatalog}],
+    ids=["derived module", "module", "catalog"],
+)
+def test_a_users_own_module_or_catalog_has_settings_of_its_own(own: Any, way: str) -> None:
+    model_config = {"my_own": 3, "vf_share_layers": True}
+    config = cartpole()
+    if way == "model_config":
+        config.rl_module(model_config=model_config, rl_module_spec=RLModuleSpec(**own))
+    else:
+        config.rl_module(rl_module_spec=RLModuleSpec(**own, model_config=model_config))
+    config.validate()
+
+
+def test_common_settings_may_be_of_one_module_among_several() -> None:
+    specs = {"a": RLModuleSpec(), "b": RLModuleSpec(module_class=MyModule)}
+    config = cartpole().multi_agent(policies={"a", "b"})
+    config.rl_module(
+        model_config={"my_own": 3}, rl_module_spec=MultiRLModuleSpec(rl_module_specs=specs)
+    )
+    config.validate()
+    specs["a"].model_config = {"my_own": 3}
+    with pytest.raises(ValueError, match="'my_own'"):
+        config.validate()
 
 
 # What follows from the length of the episodes.
@@ -208,8 +352,10 @@ def test_one_of_minibatch_size_and_num_minibatches_is_fine(setting: dict[str, in
 
 @pytest.mark.parametrize("runner", [SingleAgentEnvRunner, object(), "GroupEnvRunner"])
 def test_another_env_runner_is_refused(runner: Any) -> None:
-    with pytest.raises(ValueError, match="`env_runner_cls` must be GroupEnvRunner"):
+    with pytest.raises(ValueError, match="`env_runner_cls` must be GroupEnvRunner") as error:
         cartpole().env_runners(env_runner_cls=runner).validate()
+    # The way out for `EnvRunnerServerForExternalInference` and its like.
+    assert "docs/from_ppo.md" in str(error.value)
 
 
 def test_a_subclass_of_the_env_runner_is_accepted() -> None:
@@ -243,9 +389,10 @@ def test_another_framework_is_refused_pointing_to_torch(framework: str) -> None:
         ({"binning": "tme"}, "`binning` of module 'default_policy'.*'time'"),
         ({"clip_param": -0.2}, "`clip_param`.*'default_policy'"),
         ({"entropy_coeff": -0.2}, "`entropy_coeff`.*'default_policy'"),
+        ({"lr": -0.2}, "`lr`.*'default_policy'"),
         ({"gama": 0.9}, "'gama' .did you mean 'gamma'"),
     ],
-    ids=["gamma", "binning", "clip_param", "entropy_coeff", "unknown"],
+    ids=["gamma", "binning", "clip_param", "entropy_coeff", "lr", "unknown"],
 )
 def test_bad_overrides_of_a_module_are_refused(overrides: dict[str, Any], message: str) -> None:
     config = cartpole().rl_module(
@@ -264,6 +411,87 @@ def test_overrides_of_a_module_are_in_force() -> None:
         results = module_results(algo.train())
     assert results["curr_entropy_coeff"] == 0.5
     assert results["group_num_bins"] == 1
+
+
+# Names.
+
+
+def test_a_misspelled_attribute_is_refused_with_the_nearest_setting() -> None:
+    config = cartpole()
+    config.group_sise = 3
+    with pytest.raises(ValueError, match=r"'group_sise' .did you mean 'group_size'"):
+        config.validate()
+
+
+def test_attributes_of_a_users_own_config_class_are_settings() -> None:
+    class MyConfig(GPGConfig):
+        def __init__(self, algo_class: type | None = None):
+            super().__init__(algo_class)
+            self.my_own = 1
+
+    config = MyConfig().environment("CartPole-v1")
+    config.my_own = 2
+    config._mine = 3
+    config.validate()
+
+
+@pytest.mark.parametrize(
+    ("method", "argument", "nearest"),
+    [
+        ("training", "gruop_size", "training(group_size=..)"),
+        ("training", "vf_loss_coef", "training(vf_loss_coeff=..)"),
+        ("training", "num_epoch", "training(num_epochs=..)"),
+        ("training", "num_env_runners", "env_runners(num_env_runners=..)"),
+        ("env_runners", "max_episode_step", "env_runners(max_episode_steps=..)"),
+        ("fault_tolerance", "max_share_failure", "fault_tolerance(max_share_failures=..)"),
+    ],
+)
+def test_an_unknown_argument_is_refused_with_the_nearest_setting(
+    method: str, argument: str, nearest: str
+) -> None:
+    with pytest.raises(TypeError) as error:
+        getattr(GPGConfig(), method)(**{argument: 8})
+    assert (
+        str(error.value) == f"{method}() has no setting {argument!r} (did you mean {nearest!r}?)."
+    )
+
+
+def test_an_argument_like_no_other_is_refused_too() -> None:
+    with pytest.raises(TypeError, match=r"training\(\) has no setting 'zzzzzzzz'\.$"):
+        GPGConfig().training(zzzzzzzz=1)
+
+
+def test_an_unknown_key_for_evaluation_is_refused() -> None:
+    config = cartpole().evaluation(evaluation_config={"exlpore": False})
+    with pytest.raises(ValueError, match=r"`evaluation_config`: 'exlpore' .did you mean 'explore'"):
+        config.validate()
+
+
+@pytest.mark.parametrize("num_learners", [0, 2])
+def test_a_config_object_is_as_good_as_a_dict(num_learners: int) -> None:
+    """Function trainables of Tune pass one, to learn what an algorithm needs."""
+    request = [
+        kind.default_resource_request(
+            config.environment("CartPole-v1")
+            .env_runners(num_env_runners=3)
+            .learners(num_learners=num_learners)
+        )
+        for kind, config in ((GPG, GPGConfig()), (PPO, PPOConfig()))
+    ]
+    assert request[0] == request[1]
+
+
+def test_a_restored_config_may_be_of_another_version() -> None:
+    """RLlib puts the attributes back that there were, and marks the config."""
+    config = GPGConfig.from_state({**cartpole().get_state(), "setting_of_an_older_rllib": 1})
+    config.validate()
+    again = GPGConfig.from_state(cartpole().get_state())
+    GPGConfig().update_from_dict(again).validate()
+
+
+def test_validation_can_be_switched_off_as_in_ppo() -> None:
+    config = cartpole().training(gamma=2.0).experimental(_validate_config=False)
+    config.validate()
 
 
 # Dict configs.

@@ -28,9 +28,9 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
 from rllib_gpg import GPG, GPGConfig
-from rllib_gpg.learning import GPGCatalog, GPGTorchLearner
+from rllib_gpg.learning import DefaultGPGTorchRLModule, GPGCatalog, GPGTorchLearner
 from tests.advantages.naive import naive_advantages
-from tests.envs import Identity, ShortOrLong, Slow
+from tests.envs import DictIdentity, Identity, ShortOrLong, Slow
 from tests.helpers import (
     SMALL_NET,
     LinearPolicy,
@@ -122,7 +122,65 @@ def test_a_custom_catalog_builds_the_encoder(catalog_class: type) -> None:
     config = small_config(DiscreteIdentity)
     config.rl_module(rl_module_spec=RLModuleSpec(catalog_class=catalog_class))
     algo = assert_learns(config)
-    assert isinstance(algo.get_module()._encoder, Embedding)
+    assert isinstance(algo.get_module().encoder, Embedding)
+
+
+class ReadsTheBit(DefaultGPGTorchRLModule):
+    """Its networks are built for a part of the observation, as with action masks."""
+
+    def __init__(self, *, observation_space: gym.spaces.Dict, **kwargs: Any):
+        super().__init__(observation_space=observation_space["bit"], **kwargs)
+        self.observation_space = observation_space
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return super()._forward({**batch, Columns.OBS: batch[Columns.OBS]["bit"]}, **kwargs)
+
+
+def test_a_module_built_for_a_part_of_the_observation_learns(tmp_path: Path) -> None:
+    config = small_config(DictIdentity)
+    config.rl_module(rl_module_spec=RLModuleSpec(module_class=ReadsTheBit))
+    module = assert_learns(config).get_module()
+    module.save_to_path(tmp_path)
+    batch = {Columns.OBS: {"bit": torch.ones(1, 1)}}
+    logits = [m.forward_inference(batch) for m in (module, ReadsTheBit.from_checkpoint(tmp_path))]
+    assert torch.equal(*(out[Columns.ACTION_DIST_INPUTS] for out in logits))
+
+
+def test_a_part_of_the_observation_cannot_be_normalised() -> None:
+    """Whose statistics are taken over the whole of it."""
+    config = small_config(DictIdentity)
+    spec = RLModuleSpec(
+        module_class=ReadsTheBit, model_config={"normalize_observations": True, **SMALL_NET}
+    )
+    config.rl_module(rl_module_spec=spec)
+    with built(config) as algo, pytest.raises(ValueError, match=r"observations that are one array"):
+        algo.train()
+
+
+class TwoRates(GPGTorchLearner):
+    """The head stays as it is initialised."""
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        module = self.module[module_id]
+        for part, lr in ((module.encoder, config.lr), (module.pi, 0.0)):
+            parameters = self.get_parameters(part)
+            self.register_optimizer(
+                module_id=module_id,
+                optimizer_name="encoder" if part is module.encoder else "pi",
+                optimizer=torch.optim.SGD(parameters, lr=1.0),
+                params=parameters,
+                lr_or_lr_schedule=lr,
+            )
+
+
+def test_encoder_and_head_can_have_optimizers_of_their_own() -> None:
+    with built(small_config(Identity).training(learner_class=TwoRates, lr=0.05)) as algo:
+        before = copy.deepcopy(algo.get_module().state_dict())
+        algo.train()
+        after = algo.get_module().state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("_encoder.") for name in changed)
 
 
 # RLlib's dataclass of model settings.
@@ -136,7 +194,7 @@ def test_what_a_dataclass_of_model_settings_leaves_out_is_as_gpg_has_it() -> Non
     with built(config) as algo:
         given = algo.get_module().model_config
         weights = dict(algo.get_module().named_parameters())
-    defaults = config._model_config_auto_includes
+    defaults = GPGConfig().model_config
     assert defaults.keys() >= {"fcnet_kernel_initializer", "head_fcnet_bias_initializer"}
     said = {
         "fcnet_hiddens": [8],

@@ -38,6 +38,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -62,7 +63,7 @@ ENV_RUNNER = "rllib_gpg/sampling/share_runner.py"
 COLUMNS = "rllib_gpg/sampling/rollout/columnar.py"
 GROUP = "rllib_gpg/sampling/group.py"
 VECTOR_ENV = "rllib_gpg/sampling/rollout/vector_env.py"
-VALIDATION = "rllib_gpg/validation.py"
+VALIDATION = "rllib_gpg/validation/"
 LEARNER = "rllib_gpg/learning/torch_learner.py"
 BATCH = "rllib_gpg/learning/batch.py"
 PIPELINE = "rllib_gpg/learning/pipeline.py"
@@ -110,46 +111,34 @@ def algo(ray_session: None) -> Iterator[GPG]:
 # AlgorithmConfig.
 
 
-def test_config_value_error() -> None:
-    what_for = "`config._value_error(message)` reports a bad setting, or only warns if asked to."
-    with pytest.raises(ValueError, match="my message"):
-        AlgorithmConfig()._value_error("my message")
-    config = AlgorithmConfig().experimental(_validate_config=False)
-    require(config._value_error("my message") is None, VALIDATION, what_for)
+def test_config_validate_config() -> None:
+    require(
+        AlgorithmConfig()._validate_config
+        and not AlgorithmConfig().experimental(_validate_config=False)._validate_config,
+        CONFIG,
+        "`_validate_config`, a setting of `experimental()`, switches validation off.",
+    )
 
 
 @pytest.mark.parametrize(
-    ("key", "setting"),
-    [("num_workers", "num_env_runners"), ("lambda", "lambda_"), ("framework", "framework_str")],
+    ("key", "setting"), [("num_workers", "num_env_runners"), ("input", "input_")]
 )
-def test_config_translate_special_keys(key: str, setting: str) -> None:
+def test_config_knows_the_keys_it_translates(key: str, setting: str) -> None:
     require(
-        AlgorithmConfig._translate_special_keys(key, warn_deprecated=False) == setting,
+        key in AlgorithmConfig() and not hasattr(AlgorithmConfig, key),
         VALIDATION,
-        "`_translate_special_keys` gives the setting that a key of a dict config stands for.",
+        f"`in` knows {key!r}, the key of a dict config that stands for `{setting}`.",
     )
 
 
-def test_config_model_config() -> None:
-    given = {"vf_share_layers": True}
-    require(
-        AlgorithmConfig().rl_module(model_config=given)._model_config == given,
-        VALIDATION,
-        "`_model_config` is what the user gave as `model_config`, to refuse `vf_share_layers`.",
-    )
-
-
-def test_config_model_config_auto_includes() -> None:
-    class Config(AlgorithmConfig):
-        @property
-        def _model_config_auto_includes(self) -> dict[str, Any]:
-            return {"mine": 1, "other": 2}
-
-    require(
-        Config().rl_module(model_config={"other": 3}).model_config == {"mine": 1, "other": 3},
-        CONFIG,
-        "`_model_config_auto_includes` are defaults of the model config that a user can change.",
-    )
+def test_config_model_config_is_what_the_user_said() -> None:
+    dataclass = DefaultModelConfig(**SMALL_NET)
+    for given, expected in ((SMALL_NET, SMALL_NET), (dataclass, dataclasses.asdict(dataclass))):
+        require(
+            AlgorithmConfig().rl_module(model_config=given).model_config == expected,
+            CONFIG,
+            "`AlgorithmConfig.model_config` is what the user said, a dataclass as a dict.",
+        )
 
 
 def test_config_train_batch_size_per_learner() -> None:
@@ -800,17 +789,12 @@ def test_metrics_of_a_logger_of_its_own_can_be_aggregated() -> None:
 # Module and catalog.
 
 
-def test_catalog_internals() -> None:
-    settings = {**PPOConfig().model_config, **SMALL_NET, "head_fcnet_hiddens": [], "mine": 1}
+def test_catalog_head_config() -> None:
+    settings = {**PPOConfig().model_config, **SMALL_NET, "head_fcnet_hiddens": []}
     catalog = BCCatalog(
         observation_space=gym.spaces.Box(-1.0, 1.0, (4,)),
         action_space=gym.spaces.Discrete(2),
         model_config_dict=settings,
-    )
-    require(
-        catalog._model_config_dict.get("mine") == 1,
-        MODULE,
-        "`_model_config_dict` has the model config, for the initialisers of the head.",
     )
     catalog.build_pi_head("torch")
     fields = {field.name for field in dataclasses.fields(catalog.pi_head_config)}
@@ -819,12 +803,21 @@ def test_catalog_internals() -> None:
         for layer in ("hidden", "output")
         for kind in ("weights", "bias")
         for suffix in ("", "_config")
-    }
+    } | {"hidden_layer_use_layernorm"}
     require(
         expected <= fields,
         MODULE,
         "`pi_head_config`, made by `build_pi_head`, has these fields: it is built again with the "
-        "initialisers of the model config.",
+        "initialisers and the layernorm of the model config.",
+    )
+
+
+def test_module_parts(algo: GPG) -> None:
+    names = {name.partition(".")[0] for name, _ in algo.get_module().named_parameters()}
+    require(
+        names == {"_encoder", "_pi_head"},
+        MODULE,
+        "`_encoder` and `_pi_head` are the parts of RLlib's BC module, and in checkpoints.",
     )
 
 

@@ -94,8 +94,21 @@ def learner_module(algo: GPG) -> Any:
         (Identity, {"vf_share_layers": True, **LSTM}, ("vf.",)),
         ("Pendulum-v1", {"free_log_std": True}, ("encoder.critic_encoder.", "vf.")),
         (Identity, {"head_fcnet_hiddens": [4]}, ("encoder.critic_encoder.", "vf.")),
+        (
+            Identity,
+            {"head_fcnet_hiddens": [4], "head_fcnet_use_layernorm": True},
+            ("encoder.critic_encoder.", "vf."),
+        ),
     ],
-    ids=["separate", "shared", "separate lstm", "shared lstm", "continuous", "hidden head"],
+    ids=[
+        "separate",
+        "shared",
+        "separate lstm",
+        "shared lstm",
+        "continuous",
+        "hidden head",
+        "layernorm in the head",
+    ],
 )
 def test_the_policy_of_ppo(
     env: Any,

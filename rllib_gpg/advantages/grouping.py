@@ -29,7 +29,8 @@ def bin_keys(
         [S, K] int64.
 
     Raises:
-        TypeError: If keys are not integers (or bools). Errors name the binning and the trajectory.
+        TypeError: If keys are not integers (or bools). Errors, also the binning's own, name the
+            binning and the trajectory.
         ValueError: If there is not one key per step, or keys differ in width, or a key does not
             fit int64.
     """
@@ -39,7 +40,7 @@ def bin_keys(
         asked = f"binning {function}, {name}:"
         try:
             found = np.asarray(binning(observation, np.arange(length)))
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             error.add_note(f"Raised in {asked[:-1]}.")
             raise
         if found.dtype.kind not in "biu":

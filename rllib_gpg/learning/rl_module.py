@@ -25,6 +25,10 @@ from torch import Tensor, nn
 
 from rllib_gpg.learning.warm_start import policy_of
 
+# The names that RLlib's PPO and this package know the parts of a module by, and those that BC's
+# parameters have in states and checkpoints.
+_PARTS = {"encoder": "_encoder", "pi": "_pi_head"}
+
 # RLlib's own encoders of one array. They take floats only, unlike a user's (an embedding, say).
 _FLOAT_ENCODERS = (CNNEncoderConfig, MLPEncoderConfig, RecurrentEncoderConfig)
 
@@ -32,34 +36,41 @@ _FLOAT_ENCODERS = (CNNEncoderConfig, MLPEncoderConfig, RecurrentEncoderConfig)
 class GPGCatalog(BCCatalog):
     """Builds the encoder and the policy head from the model config.
 
-    RLlib's own catalogs ignore the initialiser settings of the head
-    (`head_fcnet_kernel_initializer`, `head_fcnet_bias_initializer` and their `.._kwargs`). This one
-    applies them, because a policy gradient learns faster from a nearly uniform first policy.
+    It applies all settings of the head. RLlib's own catalogs ignore its initialisers
+    (`head_fcnet_kernel_initializer`, `head_fcnet_bias_initializer` and their `.._kwargs`), and a
+    policy gradient learns faster from a nearly uniform first policy; that of BC ignores
+    `head_fcnet_use_layernorm` as well.
     """
+
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        model_config_dict: dict[str, Any],
+    ):
+        """Takes the arguments of RLlib's `Catalog`."""
+        super().__init__(observation_space, action_space, model_config_dict)
+        self._settings = model_config_dict
 
     @override(BCCatalog)
     def build_pi_head(self, framework: str) -> Model:
-        """Builds the policy head, with the initialisers of the model config if there are any."""
+        """Builds the policy head, as the model config says."""
         head = super().build_pi_head(framework)
-        weights = self._head_initializer("kernel")
-        biases = self._head_initializer("bias")
-        if weights is None and biases is None:
+        changes: dict[str, Any] = {}
+        for setting, kind in (("kernel", "weights"), ("bias", "bias")):
+            name = f"head_fcnet_{setting}_initializer"
+            if self._settings.get(name) is not None:
+                for layer in ("hidden", "output"):
+                    field = f"{layer}_layer_{kind}_initializer"
+                    changes[field] = self._settings[name]
+                    changes[f"{field}_config"] = self._settings.get(f"{name}_kwargs")
+        if self._settings.get("head_fcnet_use_layernorm"):
+            changes["hidden_layer_use_layernorm"] = True
+        if not changes:
             return head
-        settings: dict[str, Any] = {}
-        for layer in ("hidden", "output"):
-            for kind, given in (("weights", weights), ("bias", biases)):
-                initializer, kwargs = given or (None, None)
-                settings[f"{layer}_layer_{kind}_initializer"] = initializer
-                settings[f"{layer}_layer_{kind}_initializer_config"] = kwargs
         config: MLPHeadConfig = self.pi_head_config  # type: ignore[has-type]
-        self.pi_head_config = dataclasses.replace(config, **settings)
+        self.pi_head_config = dataclasses.replace(config, **changes)
         return self.pi_head_config.build(framework=framework)
-
-    def _head_initializer(self, kind: str) -> tuple[Any, dict[str, Any] | None] | None:
-        initializer = self._model_config_dict.get(f"head_fcnet_{kind}_initializer")
-        if initializer is None:
-            return None
-        return initializer, self._model_config_dict.get(f"head_fcnet_{kind}_initializer_kwargs")
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,15 @@ class ObservationMoments:
         Args:
             observations: [B, ...], or [B, T, ...] with zero-padding.
             mask: Which of [B, T] are real steps; None if there is no padding.
+
+        Raises:
+            ValueError: If they aren't one array, as of a module that shows its networks a part.
         """
+        if not isinstance(observations, Tensor):
+            raise ValueError(
+                "`normalize_observations` needs observations that are one array, got a "
+                f"{type(observations).__name__}. Remove the setting from the `model_config`."
+            )
         observations = (observations if mask is None else observations[mask]).to(torch.float64)
         mean = observations.mean(0)
         return cls(mean, (observations - mean).square().mean(0), len(observations))
@@ -135,6 +154,10 @@ class ObservationNormalizer(nn.Module):
 class DefaultGPGTorchRLModule(DefaultBCTorchRLModule):
     """The default RLModule of GPG: encoder and policy head, and nothing else.
 
+    The parts are `encoder` and `pi`, as in RLlib's PPO: networks that a subclass may replace in
+    its `setup`, and whose parameters a learner may tell apart. In states and checkpoints their
+    parameters have the names of RLlib's BC, `_encoder.` and `_pi_head.`
+
     Beside RLlib's own settings, `model_config` takes:
 
     `normalize_observations` (bool, default False): whether to shift and scale observations by
@@ -146,7 +169,27 @@ class DefaultGPGTorchRLModule(DefaultBCTorchRLModule):
     def __init__(self, *args: Any, **kwargs: Any):
         """Takes the arguments of RLlib's `RLModule`; the default catalog is `GPGCatalog`."""
         kwargs["catalog_class"] = kwargs.get("catalog_class") or GPGCatalog
+        # For subclasses that build the parts without the `setup` of this class.
+        self.observation_normalizer: ObservationNormalizer | None = None
+        self._sees_integers = False
         super().__init__(*args, **kwargs)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The network from a batch to `{"encoder_out": features}`, and a state if recurrent."""
+        return self._encoder
+
+    @property
+    def pi(self) -> nn.Module:
+        """The policy head, from features to the inputs of the action distribution."""
+        return self._pi_head
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; the parts also by their public names.
+
+        A property's setter wouldn't do: PyTorch takes modules before it comes to that.
+        """
+        super().__setattr__(_PARTS.get(name, name), value)
 
     @override(DefaultBCTorchRLModule)
     def setup(self) -> None:
@@ -168,11 +211,8 @@ class DefaultGPGTorchRLModule(DefaultBCTorchRLModule):
             self._check_actions_of_lstm()
         super().setup()
         self.observation_normalizer = ObservationNormalizer(space.shape) if normalize else None
-        encoder_config = getattr(self._encoder, "config", None)
-        self._takes_integers = (
-            isinstance(space, gym.spaces.Box)
-            and not np.issubdtype(space.dtype, np.floating)
-            and type(encoder_config) in _FLOAT_ENCODERS
+        self._sees_integers = isinstance(space, gym.spaces.Box) and not np.issubdtype(
+            space.dtype, np.floating
         )
 
     def _check_actions_of_lstm(self) -> None:
@@ -214,7 +254,7 @@ class DefaultGPGTorchRLModule(DefaultBCTorchRLModule):
 
     @override(DefaultBCTorchRLModule)
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        if self._takes_integers:
+        if self._sees_integers and type(getattr(self.encoder, "config", None)) in _FLOAT_ENCODERS:
             # An image's bytes, for example.
             batch = {**batch, Columns.OBS: batch[Columns.OBS].float()}
         if self.observation_normalizer is not None:

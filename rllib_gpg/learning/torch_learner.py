@@ -7,9 +7,10 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo.ppo import (
     LEARNER_RESULTS_CURR_ENTROPY_COEFF_KEY,
     LEARNER_RESULTS_CURR_KL_COEFF_KEY,
@@ -30,9 +31,6 @@ from rllib_gpg.learning.pipeline import get_pieces_state, set_pieces_state
 from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.surrogates import clipped_surrogate, is_clipped
 from rllib_gpg.seeding import seeded_globally
-
-if TYPE_CHECKING:
-    from rllib_gpg.config import GPGConfig
 
 logger = logging.getLogger("ray.rllib")
 
@@ -95,7 +93,7 @@ class GPGTorchLearner(TorchLearner):
         self,
         *,
         module_id: ModuleID,
-        config: GPGConfig,
+        config: AlgorithmConfig,
         batch: dict[str, Any],
         fwd_out: dict[str, Tensor],
     ) -> Tensor:
@@ -255,7 +253,7 @@ class GPGTorchLearner(TorchLearner):
             self._entropy_coeff_schedulers[module_id] = scheduler
         return self._entropy_coeff_schedulers[module_id]
 
-    def _adapt_kl_coeff(self, module_id: ModuleID, config: GPGConfig, kl: float) -> None:
+    def _adapt_kl_coeff(self, module_id: ModuleID, config: AlgorithmConfig, kl: float) -> None:
         """Steers KL(old, new) towards `kl_target`, by the factors of RLlib's PPO."""
         if not math.isfinite(kl):
             logger.warning(

@@ -13,6 +13,7 @@ from ray.rllib.algorithms.bc.bc_catalog import BCCatalog
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.models.base import ENCODER_OUT
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 
 from rllib_gpg import GPG
@@ -107,6 +108,85 @@ def test_the_optimizer_holds_two_moments_per_policy_parameter() -> None:
     # Encoder weights and biases, head weights and biases: 58 parameters.
     expected = [32, 8, 16, 2]
     assert sizes == [{"step": 1, "exp_avg": n, "exp_avg_sq": n} for n in expected]
+
+
+# Its parts have the names of PPO's.
+
+
+def test_encoder_and_head_have_public_names() -> None:
+    policy = module()
+    assert {id(p) for part in (policy.encoder, policy.pi) for p in part.parameters()} == {
+        id(p) for p in policy.parameters()
+    }
+    # The names in checkpoints are those of RLlib's BC.
+    assert {name.split(".")[0] for name in policy.state_dict()} == {"_encoder", "_pi_head"}
+
+
+class Half(torch.nn.Module):
+    """An encoder of one's own: half of the observation."""
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {ENCODER_OUT: batch[Columns.OBS] / 2}
+
+
+class ReplacesItsParts(DefaultGPGTorchRLModule):
+    def setup(self) -> None:
+        super().setup()
+        self.encoder = Half()
+        self.pi = torch.nn.Linear(4, 2, bias=False)
+
+
+class BuildsItsParts(DefaultGPGTorchRLModule):
+    """As RLlib's MobileNet example does it: without the default parts, which may not exist."""
+
+    def setup(self) -> None:
+        self.encoder = Half()
+        self.pi = torch.nn.Linear(4, 2, bias=False)
+
+
+@pytest.mark.parametrize("module_class", [ReplacesItsParts, BuildsItsParts])
+def test_a_subclass_sets_the_parts_by_their_public_names(module_class: type) -> None:
+    policy = RLModuleSpec(
+        module_class=module_class,
+        observation_space=OBSERVATIONS,
+        action_space=TWO_ACTIONS,
+        model_config=SMALL_NET,
+    ).build()
+    assert isinstance(policy.encoder, Half)
+    assert policy.state_dict().keys() == {"_pi_head.weight"}
+    logits = policy.forward_train({Columns.OBS: torch.ones(3, 4)})[Columns.ACTION_DIST_INPUTS]
+    assert torch.equal(logits, policy.pi.weight.sum(1).expand(3, 2) / 2)
+
+
+def test_an_encoder_of_ones_own_sees_integers_as_they_are() -> None:
+    """RLlib's take floats only; an embedding takes integers only."""
+
+    class Embeds(DefaultGPGTorchRLModule):
+        def setup(self) -> None:
+            super().setup()
+            self.encoder = EmbeddingEncoder()
+
+    class EmbeddingEncoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(5, 8)
+
+        def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
+            return {ENCODER_OUT: self.table(batch[Columns.OBS][:, 0])}
+
+    policy = RLModuleSpec(
+        module_class=Embeds,
+        observation_space=gym.spaces.Box(0, 4, (1,), np.int64),
+        action_space=TWO_ACTIONS,
+        model_config=SMALL_NET,
+    ).build()
+    policy.forward_inference({Columns.OBS: torch.tensor([[0], [4]])})
+
+
+def test_the_head_has_layernorm_if_the_model_config_says_so() -> None:
+    settings = {"head_fcnet_hiddens": [5], "head_fcnet_use_layernorm": True}
+    # Head 8 x 5 + 5 and 5 x 2 + 2 = 57, and a scale and a shift for each of the 5.
+    assert num_parameters(module(**settings)) == 40 + 57 + 10
 
 
 # The head's initialisers.

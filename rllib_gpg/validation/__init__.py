@@ -1,0 +1,78 @@
+"""What GPG refuses in a config, by name, with the mend.
+
+One file per question: is it a setting at all (`names`), of the critic or the model (`modules`), a
+number in its range (`numbers`), something env runners can do (`env_runners`)? Each yields a
+sentence per problem. `spaces` looks again once the spaces of the env are known.
+"""
+
+from collections.abc import Iterable
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from rllib_gpg.validation import env_runners, modules, names, numbers
+from rllib_gpg.validation.names import CRITIC_SETTINGS, check_arguments
+from rllib_gpg.validation.spaces import check_spaces
+
+__all__ = ["CRITIC_SETTINGS", "check_arguments", "check_config", "check_keys", "check_spaces"]
+
+
+def check_keys(config: AlgorithmConfig, keys: Iterable[str]) -> None:
+    """Refuses the keys of a dict config that are no settings; RLlib would ignore them.
+
+    Raises:
+        ValueError: Names each unknown key and the nearest known one.
+    """
+    _refuse(names.unknown_keys(config, keys, "Unknown settings in the config"))
+
+
+def check_config(config: AlgorithmConfig) -> None:
+    """Refuses, before any actor starts, what GPG can't run with.
+
+    Raises:
+        ValueError: Names the settings and the mends, a line each.
+    """
+    # The evaluation copy of a config gets fragment lengths from RLlib, and it collects no groups.
+    if config.in_evaluation:
+        _refuse(_of_one_module(config, ""))
+        return
+    _refuse(
+        names.unknown_attributes(config),
+        _of_one_module(config, ""),
+        modules.problems(config),
+        numbers.of_the_group(config),
+        numbers.of_the_batch(config),
+        env_runners.problems(config),
+    )
+    numbers.warn_of_idle_settings(config, "")
+    _check_overrides(config)
+    _check_evaluation(config)
+
+
+def _check_overrides(config: AlgorithmConfig) -> None:
+    for module_id, overrides in config.algorithm_config_overrides_per_module.items():
+        _refuse(modules.common_settings(module_id, overrides))
+        module_config = config.copy(copy_frozen=False).update_from_dict(overrides)
+        of = f" of module {module_id!r}"
+        _refuse(_of_one_module(module_config, of))
+        numbers.warn_of_idle_settings(module_config, of)
+
+
+def _check_evaluation(config: AlgorithmConfig) -> None:
+    if isinstance(config.evaluation_config, dict):
+        unknown = "Unknown settings in `evaluation_config`"
+        _refuse(names.unknown_keys(config, config.evaluation_config, unknown))
+    evaluation_config = config.get_evaluation_config_object()
+    _refuse(modules.critic_settings(evaluation_config, " in `evaluation_config`"))
+
+
+def _of_one_module(config: AlgorithmConfig, of: str) -> Iterable[str]:
+    """Yields what is wrong with settings that may differ from module to module."""
+    yield from modules.critic_settings(config, of)
+    yield from numbers.of_the_estimator(config, of)
+    yield from numbers.of_the_loss(config, of)
+
+
+def _refuse(*problems: Iterable[str]) -> None:
+    found = [problem for of_one_kind in problems for problem in of_one_kind]
+    if found:
+        raise ValueError("\n".join(found))

@@ -1,0 +1,61 @@
+"""What env runners can't do. They would refuse it too, but remote ones only in their logs."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
+
+
+def problems(config: AlgorithmConfig) -> Iterator[str]:
+    """Yields what is wrong with how the group is to be sampled, and recorded."""
+    yield from _sampling(config)
+    if config.output:
+        yield from _recording(config)
+
+
+def _sampling(config: AlgorithmConfig) -> Iterator[str]:
+    limit, mode = config.max_episode_steps, config.gym_env_vectorize_mode
+    if config.is_multi_agent and mode != "sync":
+        yield (
+            f"`gym_env_vectorize_mode={mode!r}` is for single-agent envs. RLlib steps multi-agent "
+            "envs one by one ('sync'); remove the setting."
+        )
+    if limit is not None and mode != "sync":
+        yield (
+            f"`max_episode_steps` can't cut the episodes of envs with `gym_env_vectorize_mode="
+            f"{mode!r}`, only of those that gymnasium steps one by one ('sync'). Build the limit "
+            "into the env. For an id that gymnasium or EnvPool knows: "
+            f"`environment(env_config={{'max_episode_steps': {limit}}})`."
+        )
+    if config.use_env_runner_state_server:
+        yield (
+            "`use_env_runner_state_server=True` is for algorithms that sample while they learn "
+            "(IMPALA, APPO). GPG sends weights and connector states along with each share of a "
+            "group; remove the setting."
+        )
+    needed = MultiAgentGroupEnvRunner if config.is_multi_agent else GroupEnvRunner
+    runner_class = config.env_runner_cls
+    if not (isinstance(runner_class, type) and issubclass(runner_class, needed)):
+        yield (
+            f"`env_runner_cls` must be {needed.__name__} or a subclass of it, got "
+            f"{runner_class!r}: others return the episodes that end first, or that a client "
+            "sends, and bias the group. A simulator in another process is reached through an env, "
+            "see docs/from_ppo.md."
+        )
+
+
+def _recording(config: AlgorithmConfig) -> Iterator[str]:
+    if config.is_multi_agent:
+        yield (
+            f"`output={config.output!r}`: RLlib has no form for recorded episodes of several "
+            "agents. Remove the setting from `offline_data(..)`, or record with single agents."
+        )
+    if config.output_write_episodes and importlib.util.find_spec("msgpack_numpy") is None:
+        yield (
+            f"`output={config.output!r}`: RLlib packs recorded episodes with the package "
+            "`msgpack-numpy`. Install it, or record steps: `output_write_episodes=False`."
+        )

@@ -1,0 +1,57 @@
+"""What can only be checked once the spaces of the env and the modules are known."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import gymnasium as gym
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
+from ray.rllib.utils.typing import ModuleID
+
+from rllib_gpg.advantages.binning import Binning, TimeBinning, resolve_binning
+
+
+def check_spaces(config: AlgorithmConfig, spaces: dict[str, tuple[gym.Space, gym.Space]]) -> None:
+    """Holds the binning against the observations, before the first sample.
+
+    Warns of settings that can't give a signal.
+
+    Args:
+        config: The algorithm's config.
+        spaces: (observation space, action space) of the env and of the modules.
+
+    Raises:
+        ValueError: If the binning can't take the observations.
+    """
+    env_space = spaces.get(INPUT_ENV_SINGLE_SPACES, (None,))[0]
+    module_ids = spaces.keys() - {INPUT_ENV_SPACES, INPUT_ENV_SINGLE_SPACES}
+    config = config.copy(copy_frozen=False)
+    for module_id in sorted(module_ids):
+        binning = resolve_binning(config.get_config_for_module(module_id).binning)
+        # Several agents of one episode are a group.
+        alone = config.group_size == 1 and not config.is_multi_agent
+        if alone and isinstance(binning, TimeBinning):
+            warnings.warn(
+                "group_size=1 with time bins: every step is alone in its bin, its advantage is 0, "
+                "and nothing will be learned. Set a larger `group_size`.",
+                stacklevel=2,
+            )
+        if isinstance(binning, Binning):
+            module_space = spaces[module_id][0]
+            # The one-hot floats of a discrete space repeat exactly, as its integers do.
+            dtype = _env_dtype(config, env_space, module_id) or module_space.dtype
+            binning.check_space(shape=module_space.shape, dtype=dtype)
+
+
+def _env_dtype(config: AlgorithmConfig, env_space: gym.Space | None, module_id: ModuleID) -> Any:
+    """Returns the dtype of what the env shows a module, if that is of one dtype."""
+    agents = env_space.spaces if isinstance(env_space, gym.spaces.Dict) else {None: env_space}
+    if len({space.dtype for space in agents.values() if space}) > 1 and config.is_multi_agent:
+        # RLlib asks in the same way whose spaces are a module's.
+        to_module, episode = config.policy_mapping_fn, MultiAgentEpisode()
+        agents = {a: space for a, space in agents.items() if to_module(a, episode) == module_id}
+    dtypes = {space.dtype for space in agents.values() if space}
+    return dtypes.pop() if len(dtypes) == 1 else None
