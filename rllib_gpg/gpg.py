@@ -6,8 +6,8 @@ Paper: https://arxiv.org/abs/2510.03679
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import pathlib
-import secrets
 from typing import Any, Self
 
 import ray
@@ -45,13 +45,14 @@ from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
 from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gather
 from rllib_gpg.sampling.messages import Share, Weights
-from rllib_gpg.seeding import MAX_SEED
+from rllib_gpg.seeding import MAX_SEED, RunSeed
 from rllib_gpg.validation import check_spaces
 
 NUM_EPISODES_REDISPATCHED = "num_episodes_redispatched"
 GROUP_ADVANTAGE_ESTIMATION_TIMER = "group_advantage_estimation_timer"
 
 _DEFAULT_NUM_MINIBATCHES = 4
+_RUN_SEED = "run_seed"
 _NUM_GROUPS = "num_groups"
 _NUM_EVALUATIONS = "num_evaluations"
 
@@ -76,7 +77,9 @@ class GPG(Algorithm):
             ValueError: If the binning can't take the observations.
         """
         # Before RLlib's own: the user's `on_algorithm_init` may restore a checkpoint.
-        self._run_seed = secrets.randbits(128) if self.config.seed is None else self.config.seed
+        # RLlib loses Tune's trial id on the way; the trial's folder is as good.
+        trial = self._storage.trial_dir_name if self._storage else None
+        self._run_seed = RunSeed.draw(self.config.seed, trial)
         self._num_groups = 0
         self._num_evaluations = 0
         self._num_weights = 0
@@ -134,7 +137,7 @@ class GPG(Algorithm):
 
     def _sample_group(self, weights: Weights) -> list[EpisodeType]:
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            shares = cut_into_shares(self.config, self._run_seed, self._num_groups)
+            shares = cut_into_shares(self.config, self._run_seed.value, self._num_groups)
             try:
                 group = self._gather(self.env_runner_group, shares, weights, ENV_RUNNER_RESULTS)
             except SamplingError as error:
@@ -196,7 +199,7 @@ class GPG(Algorithm):
         if not group:
             return
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            generator = shuffle_generator(self._run_seed, self._num_groups)
+            generator = shuffle_generator(self._run_seed.value, self._num_groups)
             shards = shard(group, self.config.num_learners or 1, generator)
             plan = plan_minibatches(
                 shards,
@@ -264,7 +267,8 @@ class GPG(Algorithm):
             eval_env_runner_group: The env runners for evaluation. None: those for training.
         """
         config = self.evaluation_config
-        seed = self._run_seed if config.seed in (None, self.config.seed) else config.seed
+        named = config.seed not in (None, self.config.seed)
+        seed = config.seed if named else self._run_seed.value
         number, self._num_evaluations = self._num_evaluations, self._num_evaluations + 1
         shares = cut_into_shares(config, seed, number, self.config.evaluation_duration)
         env_runner_group = eval_env_runner_group or self.env_runner_group
@@ -276,17 +280,23 @@ class GPG(Algorithm):
         """Returns the algorithm's state, with what the seeds of the next group derive from."""
         return {
             **super().get_state(*args, **kwargs),
-            _NUM_GROUPS: (self._run_seed, self._num_groups),
+            _RUN_SEED: dataclasses.astuple(self._run_seed),
+            _NUM_GROUPS: self._num_groups,
             _NUM_EVALUATIONS: self._num_evaluations,
         }
 
     @override(Algorithm)
     def set_state(self, state: StateDict) -> None:
-        """Restores the algorithm's state; the next group is sampled with the restored weights."""
+        """Restores the algorithm's state; the next group is sampled with the restored weights.
+
+        It is the group that the run which saved the state went on with, if the config names the
+        seed of that run; see `RunSeed.going_on`.
+        """
         super().set_state(state)
         self._weights = None
-        if _NUM_GROUPS in state:
-            self._run_seed, self._num_groups = state[_NUM_GROUPS]
+        if _RUN_SEED in state:
+            self._run_seed = self._run_seed.going_on(RunSeed(*state[_RUN_SEED]))
+        self._num_groups = state.get(_NUM_GROUPS, self._num_groups)
         self._num_evaluations = state.get(_NUM_EVALUATIONS, self._num_evaluations)
 
     @override(Algorithm)

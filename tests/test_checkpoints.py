@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import shutil
 import subprocess
@@ -234,6 +235,54 @@ def test_other_settings_than_the_saved_ones_are_in_force(tmp_path: Path) -> None
     with built(other) as algo:
         algo.restore_from_path(path)
         assert coefficients(algo) == {**saved, "lr": 0.5, "entropy_coeff": pytest.approx(1.0)}
+
+
+# Which seed a run goes on with.
+
+
+def next_group_of(config: GPGConfig, path: str | Path) -> list[Any]:
+    """The group that a new algorithm with this config samples from the checkpoint."""
+    with built(config) as algo:
+        algo.restore_from_path(path)
+        return fingerprint(sample_group(algo))
+
+
+def test_a_seed_that_the_config_names_wins(tmp_path: Path) -> None:
+    """Three fine-tunings from one checkpoint are three; one of them is the run that saved it."""
+
+    def seeded(seed: int | None) -> GPGConfig:
+        return config_with_state().debugging(seed=seed)
+
+    with built(seeded(1)) as algo:
+        train(algo, 1)
+        path, whole = algo.save_to_path(tmp_path), fingerprint(sample_group(algo))
+    seeds = [1, 2, 3, None]
+    groups = [next_group_of(seeded(seed), path) for seed in seeds]
+    assert groups[0] == whole
+    assert all(one != other for one, other in itertools.combinations(groups, 2))
+    # And the one with the other seed can be cut in two like any other.
+    with built(seeded(2)) as algo:
+        algo.restore_from_path(path)
+        path = algo.save_to_path(tmp_path / "another")
+    assert next_group_of(seeded(2), path) == groups[1]
+
+
+def test_unseeded_runs_part(tmp_path: Path) -> None:
+    """From one checkpoint: in new algorithms, in place, and the run that saved it."""
+    with built(config_with_state().debugging(seed=None)) as algo:
+        train(algo, 1)
+        path = algo.save_to_path(tmp_path)
+        groups = [fingerprint(sample_group(algo))]
+        for _ in range(2):
+            algo.restore_from_path(path)
+            groups.append(fingerprint(sample_group(algo)))
+    for _ in range(2):
+        new = GPG.from_checkpoint(path)
+        try:
+            groups.append(fingerprint(sample_group(new)))
+        finally:
+            new.stop()
+    assert all(one != other for one, other in itertools.combinations(groups, 2))
 
 
 # The policy in place, everywhere and at once.
