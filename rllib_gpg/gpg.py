@@ -32,7 +32,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.typing import EpisodeType, ModuleID, ResultDict, StateDict
 from ray.tune import Checkpoint
 
-from rllib_gpg.checkpoints import check_checkpoint, naming_damage
+from rllib_gpg.checkpoints import check_checkpoint
 from rllib_gpg.config import GPGConfig
 from rllib_gpg.learning.batch import (
     ModuleBatch,
@@ -306,8 +306,8 @@ class GPG(Algorithm):
         Raises:
             ValueError: If the checkpoint isn't whole. Nothing of it is restored then.
         """
-        where = {name: kwargs.get(name) for name in ("component", "filesystem")}
-        check_checkpoint(path, **where)
+        component, filesystem = kwargs.get("component"), kwargs.get("filesystem")
+        check_checkpoint(path, component=component, filesystem=filesystem)
         super().restore_from_path(path, *args, **kwargs)
         self._weights = None
 
@@ -337,9 +337,8 @@ class GPG(Algorithm):
             ValueError: If the checkpoint isn't whole. Nothing is built then.
         """
         path = path.to_directory() if isinstance(path, Checkpoint) else path
-        check_checkpoint(path, filesystem=filesystem)
-        with naming_damage(path):
-            return super().from_checkpoint(path, filesystem, **kwargs)
+        check_checkpoint(path, filesystem=filesystem, to_build=True)
+        return super().from_checkpoint(path, filesystem, **kwargs)
 
     @override(Algorithm)
     def add_module(self, *args: Any, **kwargs: Any) -> MultiRLModuleSpec:

@@ -394,6 +394,11 @@ def cut_off(file: str) -> Callable[[Path], None]:
     return lambda path: os.truncate(path / file, 100)
 
 
+def without_its_last_byte(path: Path) -> None:
+    file = path / MODULE / "module_state.pkl"
+    os.truncate(file, file.stat().st_size - 1)
+
+
 DAMAGES = {
     "empty folder": lambda path: (shutil.rmtree(path), path.mkdir()),
     # The last thing that is written.
@@ -406,6 +411,7 @@ DAMAGES = {
     "empty state": lambda path: os.truncate(path / "algorithm_state.pkl", 0),
     "learner cut off": cut_off("learner_group/learner/state.pkl"),
     "module cut off": cut_off(f"{MODULE}/module_state.pkl"),
+    "module without its last byte": without_its_last_byte,
 }
 
 
@@ -424,15 +430,54 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_of_it_restored(
     running.restore_from_path(checkpoint)
 
 
+@pytest.mark.parametrize("file", ["class_and_ctor_args.pkl", "rllib_checkpoint.json"])
 @pytest.mark.parametrize("damage", [Path.unlink, lambda file: os.truncate(file, 100)])
 def test_a_checkpoint_without_its_config_is_refused(
-    damage: Any, tmp_path: Path, checkpoint: Path
+    damage: Any, file: str, tmp_path: Path, checkpoint: Path
 ) -> None:
     """Only a new algorithm needs it."""
     shutil.copytree(checkpoint, tmp_path / "damaged")
-    damage(tmp_path / "damaged" / "class_and_ctor_args.pkl")
-    with pytest.raises(ValueError, match="isn't whole"):
+    damage(tmp_path / "damaged" / file)
+    with pytest.raises(ValueError, match=f"{tmp_path}.* isn't whole"):
         GPG.from_checkpoint(tmp_path / "damaged")
+
+
+class ReadsAFile(Identity):
+    """As envs with assets do."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        Path(config["asset"]).read_text()
+
+
+def test_what_the_env_does_not_find_is_the_envs(tmp_path: Path) -> None:
+    (asset := tmp_path / "level.txt").touch()
+    config = small_config(ReadsAFile).environment(env_config={"asset": str(asset)})
+    with built(config) as algo:
+        path = algo.save_to_path(tmp_path / "checkpoint")
+    asset.unlink()
+    with pytest.raises(FileNotFoundError, match=r"level\.txt"):
+        GPG.from_checkpoint(path)
+
+
+class CountsItsReading:
+    """A callback's state, for instance, that takes long to be put together again."""
+
+    times = 0
+
+    def __getstate__(self) -> Any:
+        return {"some": "state"}
+
+    def __setstate__(self, state: Any) -> None:
+        type(self).times += 1
+
+
+def test_a_checkpoint_is_put_together_once(tmp_path: Path, running: GPG) -> None:
+    state = {**running.get_state(), "mine": CountsItsReading()}
+    path = running.save_to_path(tmp_path, state=state)
+    CountsItsReading.times = 0
+    running.restore_from_path(path)
+    assert CountsItsReading.times == 1
 
 
 def test_a_path_without_a_checkpoint_is_named(tmp_path: Path, running: GPG) -> None:
