@@ -11,12 +11,11 @@ from ray.rllib.connectors.learner import AddObservationsFromEpisodesToBatch
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner import EnvRunner
-from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.typing import ResultDict
 
 from rllib_gpg.advantages.binning import BinningFunction
 from rllib_gpg.advantages.connector import GroupAdvantageEstimation
+from rllib_gpg.evaluation import evaluate_episodes
 from rllib_gpg.learning.connector import AddEpisodeEnds
 from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
@@ -24,7 +23,7 @@ from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
 from rllib_gpg.validation import CRITIC_SETTINGS, check_config, check_known, check_stack
 
 if TYPE_CHECKING:
-    from rllib_gpg.gpg import GPG
+    pass
 
 _ESTIMATOR_SETTINGS = ("gamma", "binning", "leave_one_out", "normalize_advantages")
 
@@ -253,10 +252,10 @@ class GPGConfig(AlgorithmConfig):
         check_config(self)
         # RLlib's evaluation by episodes drops the env runners that take longest. What a user sets
         # here stays; so does "auto", and evaluation by timesteps.
-        if self.custom_evaluation_function in (None, _evaluate_episodes):
+        if self.custom_evaluation_function in (None, evaluate_episodes):
             by_episodes = self.evaluation_duration_unit == "episodes"
             exact = by_episodes and self.evaluation_duration != "auto"
-            self.custom_evaluation_function = _evaluate_episodes if exact else None
+            self.custom_evaluation_function = evaluate_episodes if exact else None
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
@@ -313,11 +312,3 @@ class GPGConfig(AlgorithmConfig):
             )
             pipeline.insert_after(AddObservationsFromEpisodesToBatch, AddEpisodeEnds())
         return pipeline
-
-
-def _evaluate_episodes(
-    algorithm: GPG, eval_env_runner_group: EnvRunnerGroup | None
-) -> tuple[ResultDict, int, int]:
-    """Has the form of a `custom_evaluation_function`; RLlib takes the results from the metrics."""
-    algorithm.evaluate_episodes(eval_env_runner_group)
-    return {}, 0, 0

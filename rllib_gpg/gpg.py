@@ -8,13 +8,20 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import pathlib
+import warnings
 from typing import Any, Self
 
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.core import ALL_MODULES, COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.core import (
+    ALL_MODULES,
+    COMPONENT_LEARNER,
+    COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
+)
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule, MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
@@ -34,6 +41,7 @@ from ray.tune import Checkpoint
 
 from rllib_gpg.checkpoints import check_checkpoint
 from rllib_gpg.config import GPGConfig
+from rllib_gpg.evaluation import evaluate_episodes, evaluation_shares, out_of_reach
 from rllib_gpg.learning.batch import (
     ModuleBatch,
     plan_minibatches,
@@ -43,12 +51,11 @@ from rllib_gpg.learning.batch import (
 )
 from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
-from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gather
-from rllib_gpg.sampling.messages import Share, Weights
+from rllib_gpg.sampling.group import SamplingError, cut_into_shares, gather
+from rllib_gpg.sampling.messages import ModuleChanges, Share, Weights
 from rllib_gpg.seeding import MAX_SEED, RunSeed
 from rllib_gpg.validation import check_spaces
 
-NUM_EPISODES_REDISPATCHED = "num_episodes_redispatched"
 GROUP_ADVANTAGE_ESTIMATION_TIMER = "group_advantage_estimation_timer"
 
 _DEFAULT_NUM_MINIBATCHES = 4
@@ -84,9 +91,14 @@ class GPG(Algorithm):
         self._num_evaluations = 0
         self._num_weights = 0
         self._weights: Weights | None = None
+        self._training_changes = ModuleChanges()
+        self._evaluation_changes = ModuleChanges()
         super().setup(config)
         self._take_modules()
         check_spaces(self.config, self.spaces)
+        unmet = out_of_reach(self.config, self.evaluation_config)
+        if unmet is not None:
+            warnings.warn(f"{unmet} `evaluate()` will refuse.", stacklevel=2)
 
     def __repr__(self) -> str:
         """Names the algorithm and its env, also while it is being built.
@@ -99,8 +111,9 @@ class GPG(Algorithm):
     @override(Algorithm)
     def step(self) -> ResultDict:
         """Runs one iteration of training, and of evaluation if it is due."""
-        # Here, because training and evaluation may run in parallel from now on.
-        self._current_weights()
+        # Here, because training and evaluation may run in parallel from now on; and anew, because
+        # the last iteration may have been interrupted, or somebody's hand been at the learners.
+        self._sync_weights()
         return super().step()
 
     @override(Algorithm)
@@ -123,43 +136,61 @@ class GPG(Algorithm):
     def _sync_weights(self) -> Weights:
         """Takes the learners' weights, for the next group and for the local env runner."""
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-            state = self.learner_group.get_state(
-                components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
-            )[COMPONENT_LEARNER]
+            state = self._learned()
             self._num_weights += 1
             if self.env_runner is not None:
-                self.env_runner.load(Weights(self._num_weights, state))
-            if self.env_runner_group.num_remote_env_runners() > 0:
+                self.env_runner.load(Weights(self._num_weights, state, self._training_changes))
+            groups = filter(None, (self.env_runner_group, self.eval_env_runner_group))
+            if any(group.num_remote_env_runners() > 0 for group in groups):
                 # Once in the object store; each env runner fetches it with its first share.
                 state = ray.put(state)
-            self._weights = Weights(self._num_weights, state)
+            self._weights = Weights(self._num_weights, state, self._training_changes)
         return self._weights
+
+    def _learned(self) -> StateDict:
+        """Returns the state of the learners' modules, with its sequence number."""
+        return self.learner_group.get_state(
+            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+        )[COMPONENT_LEARNER]
+
+    @override(Algorithm)
+    def get_module(self, module_id: ModuleID = DEFAULT_MODULE_ID) -> RLModule | None:
+        """Returns the policy after the last update, or None if there is no such module."""
+        if self.env_runner is not None:
+            return super().get_module(module_id)
+        # RLlib would ask a remote env runner, which has the weights of its last share.
+        spec = self.config.get_multi_rl_module_spec(spaces=self.spaces, inference_only=True)
+        modules = spec.build()
+        modules.set_state(self._learned()[COMPONENT_RL_MODULE])
+        return modules.get(module_id)
 
     def _sample_group(self, weights: Weights) -> list[EpisodeType]:
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             shares = cut_into_shares(self.config, self._run_seed.value, self._num_groups)
             try:
-                group = self._gather(self.env_runner_group, shares, weights, ENV_RUNNER_RESULTS)
+                return self._gather(
+                    self.env_runner_group, shares, weights, self.config, ENV_RUNNER_RESULTS
+                )
             except SamplingError as error:
                 raise self._with_checkpoint(error) from error
-        return group.episodes
 
     def _gather(
-        self, env_runner_group: EnvRunnerGroup, shares: list[Share], weights: Weights, *key: str
-    ) -> Group:
+        self,
+        env_runner_group: EnvRunnerGroup,
+        shares: list[Share],
+        weights: Weights,
+        config: GPGConfig,
+        *key: str,
+    ) -> list[EpisodeType]:
         group = gather(
             env_runner_group,
             shares,
             weights,
-            config=self.config,
+            config=config,
             restore=lambda: self._restore(env_runner_group),
         )
-        counts = MetricsLogger(root=False)
-        for name, reduce in (("", "sum"), ("_lifetime", "lifetime_sum")):
-            key_of_count = f"{NUM_EPISODES_REDISPATCHED}{name}"
-            counts.log_value(key_of_count, group.num_redispatched, reduce=reduce)
-        self.metrics.aggregate([*group.metrics, counts.reduce()], key=key)
-        return group
+        self.metrics.aggregate(group.metrics, key=key)
+        return group.episodes
 
     def _restore(self, env_runner_group: EnvRunnerGroup) -> None:
         """Brings lost env runners back and tells callbacks, as RLlib does between iterations."""
@@ -251,7 +282,20 @@ class GPG(Algorithm):
 
         Raises:
             SamplingError: If the episodes asked for couldn't be completed; after a checkpoint.
+            ValueError: If the env runners for training are to do it, but can't do it as the
+                evaluation config says.
         """
+        unmet = out_of_reach(self.config, self.evaluation_config)
+        if unmet is not None:
+            raise ValueError(unmet)
+        if parallel_train_future is None:
+            self._sync_weights()
+        by_shares = self.config.custom_evaluation_function is evaluate_episodes
+        if self.config.is_multi_agent and self.eval_env_runner_group and not by_shares:
+            # With shares, the changes travel.
+            self.eval_env_runner_group.foreach_env_runner(
+                "make_changes", kwargs={"changes": self._evaluation_changes}
+            )
         try:
             return super().evaluate(parallel_train_future)
         except SamplingError as error:
@@ -266,14 +310,13 @@ class GPG(Algorithm):
         Args:
             eval_env_runner_group: The env runners for evaluation. None: those for training.
         """
-        config = self.evaluation_config
-        named = config.seed not in (None, self.config.seed)
-        seed = config.seed if named else self._run_seed.value
         number, self._num_evaluations = self._num_evaluations, self._num_evaluations + 1
-        shares = cut_into_shares(config, seed, number, self.config.evaluation_duration)
-        env_runner_group = eval_env_runner_group or self.env_runner_group
+        config, weights = self.evaluation_config, self._current_weights()
+        shares = evaluation_shares(self.config, config, self._run_seed.value, number)
+        if eval_env_runner_group is not None:
+            weights = dataclasses.replace(weights, changes=self._evaluation_changes)
         key = (EVALUATION_RESULTS, ENV_RUNNER_RESULTS)
-        self._gather(env_runner_group, shares, self._current_weights(), *key)
+        self._gather(eval_env_runner_group or self.env_runner_group, shares, weights, config, *key)
 
     @override(Algorithm)
     def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
@@ -341,18 +384,28 @@ class GPG(Algorithm):
         return super().from_checkpoint(path, filesystem, **kwargs)
 
     @override(Algorithm)
-    def add_module(self, *args: Any, **kwargs: Any) -> MultiRLModuleSpec:
+    def add_module(
+        self, module_id: ModuleID, module_spec: RLModuleSpec, **kwargs: Any
+    ) -> MultiRLModuleSpec:
         """Adds a module; the agents mapped to it are a group from the next iteration on."""
-        spec = super().add_module(*args, **kwargs)
-        for module_id, module_spec in spec.rl_module_specs.items():
-            self.spaces[module_id] = (module_spec.observation_space, module_spec.action_space)
+        spec = super().add_module(module_id, module_spec, **kwargs)
+        for each_id, each in spec.rl_module_specs.items():
+            self.spaces[each_id] = (each.observation_space, each.action_space)
+        if kwargs.get("add_to_env_runners", True):
+            self._training_changes = self._training_changes.add(module_id, module_spec, kwargs)
+        if kwargs.get("add_to_eval_env_runners", True):
+            self._evaluation_changes = self._evaluation_changes.add(module_id, module_spec, kwargs)
         self._take_modules()
         return spec
 
     @override(Algorithm)
-    def remove_module(self, *args: Any, **kwargs: Any) -> MultiRLModuleSpec | None:
+    def remove_module(self, module_id: ModuleID, **kwargs: Any) -> MultiRLModuleSpec | None:
         """Removes a module."""
-        spec = super().remove_module(*args, **kwargs)
+        spec = super().remove_module(module_id, **kwargs)
+        if kwargs.get("remove_from_env_runners", True):
+            self._training_changes = self._training_changes.remove(module_id, kwargs)
+        if kwargs.get("remove_from_eval_env_runners", True):
+            self._evaluation_changes = self._evaluation_changes.remove(module_id, kwargs)
         self._take_modules()
         return spec
 

@@ -329,6 +329,25 @@ def test_all_env_runners_go_back_at_once(
         assert same(evaluated_with(algo), learned(algo))
 
 
+@pytest.mark.parametrize(
+    ("num_env_runners", "create_local_env_runner"), [(0, True), (1, True), (1, False)], ids=str
+)
+def test_get_module_is_the_policy_in_force(
+    tmp_path: Path, num_env_runners: int, create_local_env_runner: bool
+) -> None:
+    config = config_with_state(
+        num_env_runners=num_env_runners, create_local_env_runner=create_local_env_runner
+    )
+    with built(config) as algo:
+        assert same(weights(algo.get_module()), learned(algo))
+        path = algo.save_to_path(tmp_path)
+        train(algo, 1)
+        assert same(weights(algo.get_module()), learned(algo))
+        algo.restore_from_path(path)
+        assert same(weights(algo.get_module()), learned(algo))
+        assert algo.get_module("nobody's") is None or create_local_env_runner
+
+
 @pytest.mark.parametrize("num_env_runners", [0, 1])
 def test_a_module_alone_goes_into_a_running_algorithm(tmp_path: Path, num_env_runners: int) -> None:
     with built(config_with_state(num_env_runners=num_env_runners)) as algo:

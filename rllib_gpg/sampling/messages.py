@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.typing import ModuleID
+
+from rllib_gpg.sampling.episode_metrics import Summary
 from rllib_gpg.sampling.seeds import Seeds
 from rllib_gpg.seeding import EVALUATION, GROUP
 
@@ -22,6 +28,7 @@ class Share:
         index: The number of the share in the group, counted from 0.
         num_episodes: How many whole episodes are owed, at least 1.
         in_evaluation: Whether it is part of an evaluation. Only metrics come back then.
+        explore: Whether actions are drawn as for training. None: as the env runner's config says.
     """
 
     run_seed: int
@@ -29,6 +36,7 @@ class Share:
     index: int
     num_episodes: int
     in_evaluation: bool = False
+    explore: bool | None = None
 
     def seeds(self) -> Seeds:
         """Returns the seeds of this share, different from those of any other share."""
@@ -42,6 +50,52 @@ class Share:
 
 
 @dataclass(frozen=True)
+class ModuleChanges:
+    """What `add_module` and `remove_module` changed since the env runners were made.
+
+    An env runner that comes back is made as the config was in the beginning.
+
+    Attributes:
+        added: The specs of the modules that were added.
+        removed: The ids of the modules that were removed.
+        multi_agent: The arguments of `AlgorithmConfig.multi_agent` that are in force since, such as
+            `policy_mapping_fn`.
+    """
+
+    added: Mapping[ModuleID, RLModuleSpec] = dataclasses.field(default_factory=dict)
+    removed: frozenset[ModuleID] = frozenset()
+    multi_agent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def add(self, module_id: ModuleID, spec: RLModuleSpec, arguments: Mapping[str, Any]) -> Self:
+        """Returns what is changed after a call of `add_module` with these arguments."""
+        return dataclasses.replace(
+            self,
+            added={**self.added, module_id: spec},
+            removed=self.removed - {module_id},
+            multi_agent={**self.multi_agent, **_settings(arguments)},
+        )
+
+    def remove(self, module_id: ModuleID, arguments: Mapping[str, Any]) -> Self:
+        """Returns what is changed after a call of `remove_module` with these arguments."""
+        return dataclasses.replace(
+            self,
+            added={key: spec for key, spec in self.added.items() if key != module_id},
+            removed=self.removed | {module_id},
+            multi_agent={**self.multi_agent, **_settings(arguments)},
+        )
+
+
+def _settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that RLlib's `add_module` and `remove_module` change."""
+    names = {
+        "new_agent_to_module_mapping_fn": "policy_mapping_fn",
+        "new_should_module_be_updated": "policies_to_train",
+    }
+    given = {setting: arguments.get(name) for name, setting in names.items()}
+    return {setting: value for setting, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Weights:
     """The policy that a group is sampled with.
 
@@ -50,24 +104,31 @@ class Weights:
             the state when this differs from what it holds.
         state: The module's state with its sequence number, as `EnvRunner.set_state` takes it; or
             a reference to it in Ray's object store, resolved only when it is needed.
+        changes: What must have changed about the modules before.
     """
 
     version: int
     state: Any
+    changes: ModuleChanges = ModuleChanges()
 
 
 @dataclass(frozen=True)
 class ShareResult:
     """The episodes of one share, all finished, in the order in which they were started.
 
-    An evaluation's aren't handed on: `episodes` is empty. `metrics` are those of a remote env
-    runner since its last share, None from a local one.
+    Attributes:
+        share: The share.
+        weights_version: The version of the weights that it was sampled with.
+        episodes: The episodes; none if the share is part of an evaluation.
+        summaries: What to log of each episode.
+        metrics: What the env runner and the user's callbacks logged meanwhile.
     """
 
     share: Share
     weights_version: int
     episodes: list[Any]
-    metrics: dict[str, Any] | None
+    summaries: list[Summary]
+    metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,5 +140,6 @@ class ShareFailure:
     """
 
     share: Share
+    weights_version: int
     error: str
     traceback: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import traceback
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -16,10 +17,12 @@ from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.typing import EpisodeType, StateDict
 
+from rllib_gpg.sampling.episode_metrics import summarize
 from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
 from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
 from rllib_gpg.sampling.rollout.loop import Envs, run_episodes
 from rllib_gpg.sampling.seeds import Seeds
+from rllib_gpg.sampling.sending import check_can_be_sent
 from rllib_gpg.seeding import seeded_globally
 
 
@@ -43,33 +46,45 @@ class ShareSamplingEnvRunner(EnvRunner):
         # Whether the env raised; it is made anew then, in whatever state it is.
         self._is_env_broken = False
 
-    def sample_share(self, share: Share, weights: Weights) -> ShareResult | ShareFailure:
+    def sample_share(
+        self, share: Share, weights: Weights, *, again: bool = False
+    ) -> ShareResult | ShareFailure:
         """Samples one share of a group with the given weights.
 
         Args:
             share: Which episodes to sample.
             weights: The weights to sample them with, loaded unless they are in place already.
+            again: Whether an earlier attempt failed. What can't be sent is looked for then.
 
         Returns:
-            The share's episodes, and from a remote env runner its metrics; or what went wrong.
+            The share's episodes and metrics; or what went wrong.
         """
+        logged = copy.deepcopy(self.metrics.stats)
         try:
             if self._is_env_broken:
                 self.make_env()
                 self._is_env_broken = False
             self.load(weights)
             self._seeds = share.seeds()
-            episodes = self.sample(num_episodes=share.num_episodes)
-        except Exception as error:  # Reported by the caller; see `ShareFailure`.
+            episodes = self.sample(num_episodes=share.num_episodes, explore=share.explore)
+            # An evaluation's episodes are as large as a group's, and nobody asks for them.
+            sent = [] if share.in_evaluation else episodes
+            if again and self.worker_index:
+                check_can_be_sent(sent)
+        except BaseException as error:  # Also an interrupt, if the env runner is the driver's own.
             self._is_env_broken = True
-            return ShareFailure(
-                share, f"{error!r} in env {self.config.env!r}", traceback.format_exc()
-            )
-        # The local env runner is asked for its metrics once per group.
-        metrics = self.get_metrics() if self.worker_index else None
-        # An evaluation's episodes are as large as a group's, and nobody asks for them.
-        kept = [] if share.in_evaluation else episodes
-        return ShareResult(share, weights.version, kept, metrics)
+            # Episodes that don't count aren't logged either.
+            self.metrics.stats = logged
+            self._done_episodes_for_metrics.clear()
+            if not isinstance(error, Exception):
+                raise
+            # Reported by the caller; see `ShareFailure`.
+            words = f"{error!r} in env {self.config.env!r}"
+            return ShareFailure(share, weights.version, words, traceback.format_exc())
+        # The algorithm logs them, over all shares.
+        self._done_episodes_for_metrics.clear()
+        summaries = [summarize(episode) for episode in episodes]
+        return ShareResult(share, weights.version, sent, summaries, self.get_metrics())
 
     def load(self, weights: Weights) -> None:
         """Puts weights in place, unless they are; also those of an older checkpoint.
