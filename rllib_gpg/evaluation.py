@@ -27,7 +27,12 @@ def evaluate_episodes(
 
 
 def evaluation_shares(
-    config: AlgorithmConfig, evaluation_config: AlgorithmConfig, run_seed: int, number: int
+    config: AlgorithmConfig,
+    evaluation_config: AlgorithmConfig,
+    run_seed: int,
+    number: int,
+    *,
+    num_env_runners: int,
 ) -> list[Share]:
     """Cuts the episodes of one evaluation into shares.
 
@@ -36,9 +41,7 @@ def evaluation_shares(
         evaluation_config: The evaluation's. A seed that it alone names is its own.
         run_seed: The seed of the whole run.
         number: The number of the evaluation in the run.
-
-    Returns:
-        The shares, for the env runners for evaluation or, if there are none, those for training.
+        num_env_runners: How many env runners there are for it.
     """
     named = evaluation_config.seed not in (None, config.seed)
     return cut_into_shares(
@@ -46,34 +49,30 @@ def evaluation_shares(
         evaluation_config.seed if named else run_seed,
         number,
         config.evaluation_duration,
-        num_env_runners=None if has_env_runners(config) else config.num_env_runners,
+        num_env_runners=num_env_runners,
     )
-
-
-def has_env_runners(config: AlgorithmConfig) -> bool:
-    """Whether RLlib makes env runners for evaluation."""
-    return bool(config.evaluation_num_env_runners or config.evaluation_interval)
 
 
 def out_of_reach(config: AlgorithmConfig, evaluation_config: AlgorithmConfig) -> str | None:
     """Says which settings of the evaluation config the env runners for training can't take.
+
+    To be asked if there are none for evaluation.
 
     Args:
         config: The algorithm's config.
         evaluation_config: The evaluation's, as RLlib makes it of the former.
 
     Returns:
-        A sentence with the mend. None: there are no such settings, or env runners for evaluation.
+        A sentence with the mend. None: there are no such settings.
     """
-    if has_env_runners(config) or not config.evaluation_config:
-        return None
-    if isinstance(config.evaluation_config, AlgorithmConfig):
+    given = config.evaluation_config or {}
+    if isinstance(given, AlgorithmConfig):
         names = ["a config of its own"]
     else:
         by_episodes = config.custom_evaluation_function is evaluate_episodes
         names = [
             f"`{name}`"
-            for name in sorted(config.evaluation_config.keys() - (by_episodes and _WITHIN_REACH))
+            for name in sorted(given.keys() - (_WITHIN_REACH if by_episodes else set()))
             # Some keys stand for several settings, none of which has this name.
             if getattr(evaluation_config, name, 0) != getattr(config, name, 1)
         ]

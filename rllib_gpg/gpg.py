@@ -96,7 +96,7 @@ class GPG(Algorithm):
         super().setup(config)
         self._take_modules()
         check_spaces(self.config, self.spaces)
-        unmet = out_of_reach(self.config, self.evaluation_config)
+        unmet = self._out_of_reach()
         if unmet is not None:
             warnings.warn(f"{unmet} `evaluate()` will refuse.", stacklevel=2)
 
@@ -285,7 +285,7 @@ class GPG(Algorithm):
             ValueError: If the env runners for training are to do it, but can't do it as the
                 evaluation config says.
         """
-        unmet = out_of_reach(self.config, self.evaluation_config)
+        unmet = self._out_of_reach()
         if unmet is not None:
             raise ValueError(unmet)
         if parallel_train_future is None:
@@ -294,7 +294,9 @@ class GPG(Algorithm):
         if self.config.is_multi_agent and self.eval_env_runner_group and not by_shares:
             # With shares, the changes travel.
             self.eval_env_runner_group.foreach_env_runner(
-                "make_changes", kwargs={"changes": self._evaluation_changes}
+                "make_changes",
+                kwargs={"changes": self._evaluation_changes},
+                timeout_seconds=self.config.evaluation_sample_timeout_s,
             )
         try:
             return super().evaluate(parallel_train_future)
@@ -310,13 +312,25 @@ class GPG(Algorithm):
         Args:
             eval_env_runner_group: The env runners for evaluation. None: those for training.
         """
-        number, self._num_evaluations = self._num_evaluations, self._num_evaluations + 1
         config, weights = self.evaluation_config, self._current_weights()
-        shares = evaluation_shares(self.config, config, self._run_seed.value, number)
+        env_runner_group = eval_env_runner_group or self.env_runner_group
         if eval_env_runner_group is not None:
             weights = dataclasses.replace(weights, changes=self._evaluation_changes)
+        shares = evaluation_shares(
+            self.config,
+            config,
+            self._run_seed.value,
+            self._num_evaluations,
+            num_env_runners=env_runner_group.num_remote_env_runners(),
+        )
         key = (EVALUATION_RESULTS, ENV_RUNNER_RESULTS)
-        self._gather(eval_env_runner_group or self.env_runner_group, shares, weights, config, *key)
+        self._gather(env_runner_group, shares, weights, config, *key)
+        self._num_evaluations += 1
+
+    def _out_of_reach(self) -> str | None:
+        if self.eval_env_runner_group is not None:
+            return None
+        return out_of_reach(self.config, self.evaluation_config)
 
     @override(Algorithm)
     def get_state(self, *args: Any, **kwargs: Any) -> StateDict:

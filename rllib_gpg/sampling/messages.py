@@ -39,7 +39,7 @@ class Share:
     explore: bool | None = None
 
     def seeds(self) -> Seeds:
-        """Returns the seeds of this share, different from those of any other share."""
+        """Returns the seeds of this share, drawn independently of those of any other share."""
         use = EVALUATION if self.in_evaluation else GROUP
         return Seeds.draw(self.num_episodes, self.run_seed, use, self.group, self.index)
 
