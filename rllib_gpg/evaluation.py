@@ -66,7 +66,7 @@ def out_of_reach(config: AlgorithmConfig, evaluation_config: AlgorithmConfig) ->
         A sentence with the mend. None: there are no such settings.
     """
     given = config.evaluation_config or {}
-    if isinstance(given, AlgorithmConfig):
+    if "in_evaluation" in given:  # RLlib makes dicts of config objects.
         names = ["a config of its own"]
     else:
         by_episodes = config.custom_evaluation_function is evaluate_episodes
