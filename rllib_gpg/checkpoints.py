@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
-import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import pickletools
+from typing import IO, Any
 
 import pyarrow.fs
 from ray.rllib.utils.checkpoints import Checkpointable
@@ -16,7 +15,9 @@ _CONSTRUCTOR = Checkpointable.CLASS_AND_CTOR_ARGS_FILE_NAME
 _MODULES = "learner_group/learner/rl_module"
 
 
-def check_checkpoint(path: Any, *, component: str | None = None, filesystem: Any = None) -> None:
+def check_checkpoint(
+    path: Any, *, component: str | None = None, filesystem: Any = None, to_build: bool = False
+) -> None:
     """Refuses a checkpoint that was interrupted while it was saved, or damaged later.
 
     RLlib's own restore skips what is missing and stops half-way at what it can't read; of what
@@ -26,6 +27,7 @@ def check_checkpoint(path: Any, *, component: str | None = None, filesystem: Any
         path: The folder of the checkpoint.
         component: The component that `path` is the checkpoint of. None: the whole algorithm.
         filesystem: The filesystem of `path`. None: follows from `path`.
+        to_build: Whether a new algorithm is to be built from it, which takes its config.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -45,37 +47,41 @@ def check_checkpoint(path: Any, *, component: str | None = None, filesystem: Any
     files = [pathlib.PurePath(info.path) for info in infos if info.is_file]
     states = {f for f in files if f.stem.endswith("state") and f.suffix in (".pkl", ".msgpack")}
     root = pathlib.PurePath(folder)
-    with naming_damage(path):
-        # RLlib writes the metadata of each part first and its state last.
-        parts = {root, *(file.parent for file in files if file.name in _METADATA)}
-        for part in sorted(parts - {state.parent for state in states}):
-            raise FileNotFoundError(f"{part} has no state")
-        modules = root / _MODULES
-        if component is None and not any(state.parent.parent == modules for state in states):
-            raise FileNotFoundError(f"{modules} has no module")
-    for state in sorted(states):
-        if state.suffix == ".pkl":
-            with (
-                naming_damage(state),
-                filesystem.open_input_stream(state.as_posix()) as stream,
-            ):
-                pickle.load(stream)
+    # RLlib writes the metadata of each part first and its state last.
+    parts = {root, *(file.parent for file in files if file.name in _METADATA)}
+    for part in sorted(parts - {state.parent for state in states}):
+        raise _not_whole(path, f"{part} has no state")
+    modules = root / _MODULES
+    if component is None and not any(state.parent.parent == modules for state in states):
+        raise _not_whole(path, f"{modules} has no module")
+    to_read = states
+    if to_build:
+        to_read |= {root / _METADATA[0], root / _CONSTRUCTOR}
+        for missing in sorted(to_read - {*files}):
+            raise _not_whole(path, f"{missing} is missing")
+    for file in sorted(to_read):
+        with filesystem.open_input_file(file.as_posix()) as stream:
+            try:
+                _read_through(file, stream)
+            except ValueError as error:
+                raise _not_whole(file, str(error)) from error
 
 
-@contextmanager
-def naming_damage(path: Any) -> Iterator[None]:
-    """Says which checkpoint is damaged where Python only says how.
-
-    Args:
-        path: The checkpoint, or the file of it, that is read meanwhile.
+def _read_through(file: pathlib.PurePath, stream: IO[bytes]) -> None:
+    """Reads a file to its end without making anything of it; restoring does that.
 
     Raises:
-        ValueError: If something of it is missing or cut off.
+        ValueError: If it is cut off.
     """
-    try:
-        yield
-    except (FileNotFoundError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"The checkpoint at {path} isn't whole: {error}. Saving or copying it was probably "
-            "interrupted. Restore an earlier one; nothing of this one has been."
-        ) from error
+    if file.suffix == ".json":
+        json.load(stream)
+    elif file.suffix == ".pkl":
+        for _ in pickletools.genops(stream):
+            pass
+
+
+def _not_whole(path: Any, why: str) -> ValueError:
+    return ValueError(
+        f"The checkpoint at {path} isn't whole: {why}. Saving or copying it was probably "
+        "interrupted. Restore an earlier one; nothing of this one has been."
+    )

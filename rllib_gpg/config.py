@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Self
 
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.learner import AddObservationsFromEpisodesToBatch
@@ -13,12 +12,11 @@ from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner import EnvRunner
-from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.typing import ResultDict
 
 from rllib_gpg.advantages.binning import BinningFunction
 from rllib_gpg.advantages.connector import GroupAdvantageEstimation
+from rllib_gpg.evaluation import evaluate_episodes
 from rllib_gpg.learning.episode_ends import AddEpisodeEnds
 from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
@@ -277,10 +275,10 @@ class GPGConfig(AlgorithmConfig):
         super().validate()
         # RLlib's evaluation by episodes drops the env runners that take longest. What a user sets
         # here stays; so does "auto", and evaluation by timesteps.
-        if self.custom_evaluation_function in (None, _evaluate_episodes):
+        if self.custom_evaluation_function in (None, evaluate_episodes):
             by_episodes = self.evaluation_duration_unit == "episodes"
             exact = by_episodes and self.evaluation_duration != "auto"
-            self.custom_evaluation_function = _evaluate_episodes if exact else None
+            self.custom_evaluation_function = evaluate_episodes if exact else None
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:
@@ -325,11 +323,3 @@ class GPGConfig(AlgorithmConfig):
                 )
             )
         return pipeline
-
-
-def _evaluate_episodes(
-    algorithm: Algorithm, eval_env_runner_group: EnvRunnerGroup | None
-) -> tuple[ResultDict, int, int]:
-    """Has the form of a `custom_evaluation_function`; RLlib takes the results from the metrics."""
-    algorithm.evaluate_episodes(eval_env_runner_group)
-    return {}, 0, 0

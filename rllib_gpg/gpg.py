@@ -6,15 +6,22 @@ Paper: https://arxiv.org/abs/2510.03679
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import functools
 import pathlib
-import secrets
+import warnings
 from typing import Any, Self
 
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.core import ALL_MODULES, COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.core import (
+    ALL_MODULES,
+    COMPONENT_LEARNER,
+    COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
+)
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
@@ -28,24 +35,25 @@ from ray.rllib.utils.metrics import (
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
 )
-from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
-from ray.rllib.utils.typing import EpisodeType, ResultDict, StateDict
+from ray.rllib.utils.typing import EpisodeType, ModuleID, ResultDict, StateDict
 from ray.tune import Checkpoint
 
-from rllib_gpg.checkpoints import check_checkpoint, naming_damage
+from rllib_gpg.checkpoints import check_checkpoint
 from rllib_gpg.config import GPGConfig
+from rllib_gpg.evaluation import evaluate_episodes, evaluation_shares, out_of_reach
 from rllib_gpg.learning.batch import shuffle_generator
 from rllib_gpg.learning.pipeline import PreparedGroup, prepare_group
 from rllib_gpg.sampling.connector_states import Connectors
 from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gather
-from rllib_gpg.sampling.messages import Share, Weights
+from rllib_gpg.sampling.messages import ModuleChanges, Share, Weights
 from rllib_gpg.sampling.recording import EpisodeRecorder
+from rllib_gpg.seeding import RunSeed
 from rllib_gpg.threads import threads_of_main_process
 from rllib_gpg.validation import check_spaces
 
-NUM_EPISODES_REDISPATCHED = "num_episodes_redispatched"
 GROUP_ADVANTAGE_ESTIMATION_TIMER = "group_advantage_estimation_timer"
 
+_RUN_SEED = "run_seed"
 _NUM_GROUPS = "num_groups"
 _NUM_EVALUATIONS = "num_evaluations"
 _CONNECTOR_STATES = "connector_states"
@@ -71,14 +79,21 @@ class GPG(Algorithm):
             ValueError: If the binning can't take the observations.
         """
         # Before RLlib's own: the user's `on_algorithm_init` may restore a checkpoint.
-        self._run_seed = secrets.randbits(128) if self.config.seed is None else self.config.seed
+        # RLlib loses Tune's trial id on the way; the trial's folder is as good.
+        trial = self._storage.trial_dir_name if self._storage else None
+        self._run_seed = RunSeed.draw(self.config.seed, trial)
         self._num_groups = 0
         self._num_evaluations = 0
         self._num_weights = 0
         self._weights: Weights | None = None
+        self._training_changes = ModuleChanges()
+        self._evaluation_changes = ModuleChanges()
         self._recorder = EpisodeRecorder(self.config)
         super().setup(config)
         check_spaces(self.config, self.spaces)
+        unmet = self._out_of_reach()
+        if unmet is not None:
+            warnings.warn(f"{unmet} `evaluate()` will refuse.", stacklevel=2)
 
     def __repr__(self) -> str:
         """Names the algorithm and its env, also while it is being built.
@@ -91,9 +106,11 @@ class GPG(Algorithm):
     @override(Algorithm)
     def step(self) -> ResultDict:
         """Runs one iteration of training, and of evaluation if it is due."""
-        # Here, because training and evaluation may run in parallel from now on.
         with threads_of_main_process(self.config):
-            self._current_weights()
+            # Here, because training and evaluation may run in parallel from now on; and anew,
+            # because the last iteration may have been interrupted, or somebody has changed what
+            # the learners hold.
+            self._sync_weights()
             return super().step()
 
     @override(Algorithm)
@@ -116,18 +133,23 @@ class GPG(Algorithm):
     def _sync_weights(self) -> Weights:
         """Takes the learners' weights and what connectors remember, for the next group."""
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-            state = self.learner_group.get_state(
-                components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
-            )[COMPONENT_LEARNER]
-            connectors = self._connectors.get_states()
+            state, connectors = self._learned(), self._connectors.get_states()
+            changes = self._training_changes
             self._num_weights += 1
             if self.env_runner is not None:
-                self.env_runner.load(Weights(self._num_weights, state, connectors))
-            if self.env_runner_group.num_remote_env_runners() > 0:
+                self.env_runner.load(Weights(self._num_weights, state, connectors, changes))
+            groups = filter(None, (self.env_runner_group, self.eval_env_runner_group))
+            if any(group.num_remote_env_runners() > 0 for group in groups):
                 # Once in the object store; each env runner fetches it with its first share.
                 state = ray.put(state)
-            self._weights = Weights(self._num_weights, state, connectors)
+            self._weights = Weights(self._num_weights, state, connectors, changes)
         return self._weights
+
+    def _learned(self) -> StateDict:
+        """Returns the state of the learners' modules, with its sequence number."""
+        return self.learner_group.get_state(
+            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+        )[COMPONENT_LEARNER]
 
     @functools.cached_property
     def _connectors(self) -> Connectors:
@@ -136,11 +158,24 @@ class GPG(Algorithm):
             return self.env_runner.connectors
         return Connectors(self.env_to_module_connector, self.module_to_env_connector)
 
+    @override(Algorithm)
+    def get_module(self, module_id: ModuleID = DEFAULT_MODULE_ID) -> RLModule | None:
+        """Returns the policy after the last update, or None if there is no such module."""
+        if self.env_runner is not None:
+            return super().get_module(module_id)
+        # RLlib would ask a remote env runner, which has the weights of its last share.
+        spec = self.config.get_multi_rl_module_spec(spaces=self.spaces, inference_only=True)
+        modules = spec.build()
+        modules.set_state(self._learned()[COMPONENT_RL_MODULE])
+        return modules.get(module_id)
+
     def _sample_group(self, weights: Weights) -> list[EpisodeType]:
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            shares = cut_into_shares(self.config, self._run_seed, self._num_groups)
+            shares = cut_into_shares(self.config, self._run_seed.value, self._num_groups)
             try:
-                group = self._gather(self.env_runner_group, shares, weights, ENV_RUNNER_RESULTS)
+                group = self._gather(
+                    self.env_runner_group, shares, weights, self.config, ENV_RUNNER_RESULTS
+                )
             except SamplingError as error:
                 raise self._with_checkpoint(error) from error
             if self.config.merge_env_runner_states:
@@ -149,20 +184,21 @@ class GPG(Algorithm):
         return group.episodes
 
     def _gather(
-        self, env_runner_group: EnvRunnerGroup, shares: list[Share], weights: Weights, *key: str
+        self,
+        env_runner_group: EnvRunnerGroup,
+        shares: list[Share],
+        weights: Weights,
+        config: GPGConfig,
+        *key: str,
     ) -> Group:
         group = gather(
             env_runner_group,
             shares,
             weights,
-            config=self.config,
+            config=config,
             restore=lambda: self._restore(env_runner_group),
         )
-        counts = MetricsLogger(root=False)
-        for name, reduce in (("", "sum"), ("_lifetime", "lifetime_sum")):
-            key_of_count = f"{NUM_EPISODES_REDISPATCHED}{name}"
-            counts.log_value(key_of_count, group.num_redispatched, reduce=reduce)
-        self.metrics.aggregate([*group.metrics, counts.reduce()], key=key)
+        self.metrics.aggregate(group.metrics, key=key)
         return group
 
     def _restore(self, env_runner_group: EnvRunnerGroup) -> None:
@@ -187,7 +223,7 @@ class GPG(Algorithm):
                 self.learner_group,
                 episodes,
                 policies_to_train=self.config.policies_to_train,
-                generator=shuffle_generator(self._run_seed, self._num_groups),
+                generator=shuffle_generator(self._run_seed.value, self._num_groups),
             )
         self.metrics.aggregate([group.metrics], key=LEARNER_RESULTS)
         return group
@@ -234,7 +270,23 @@ class GPG(Algorithm):
 
         Raises:
             SamplingError: If the episodes asked for couldn't be completed; after a checkpoint.
+            ValueError: If the env runners for training are to do it, but can't do it as the
+                evaluation config says.
         """
+        unmet = self._out_of_reach()
+        if unmet is not None:
+            raise ValueError(unmet)
+        if parallel_train_future is None:
+            with threads_of_main_process(self.config):
+                self._sync_weights()
+        by_shares = self.config.custom_evaluation_function is evaluate_episodes
+        if self.config.is_multi_agent and self.eval_env_runner_group and not by_shares:
+            # With shares, the changes travel.
+            self.eval_env_runner_group.foreach_env_runner(
+                "make_changes",
+                kwargs={"changes": self._evaluation_changes},
+                timeout_seconds=self.config.evaluation_sample_timeout_s,
+            )
         try:
             with threads_of_main_process(self.config):
                 return super().evaluate(parallel_train_future)
@@ -250,31 +302,49 @@ class GPG(Algorithm):
         Args:
             eval_env_runner_group: The env runners for evaluation. None: those for training.
         """
-        config = self.evaluation_config
-        seed = self._run_seed if config.seed in (None, self.config.seed) else config.seed
-        number, self._num_evaluations = self._num_evaluations, self._num_evaluations + 1
-        shares = cut_into_shares(config, seed, number, self.config.evaluation_duration)
+        config, weights = self.evaluation_config, self._current_weights()
         env_runner_group = eval_env_runner_group or self.env_runner_group
+        if eval_env_runner_group is not None:
+            weights = dataclasses.replace(weights, changes=self._evaluation_changes)
+        shares = evaluation_shares(
+            self.config,
+            config,
+            self._run_seed.value,
+            self._num_evaluations,
+            num_env_runners=env_runner_group.num_remote_env_runners(),
+        )
         key = (EVALUATION_RESULTS, ENV_RUNNER_RESULTS)
-        self._gather(env_runner_group, shares, self._current_weights(), *key)
+        self._gather(env_runner_group, shares, weights, config, *key)
+        self._num_evaluations += 1
+
+    def _out_of_reach(self) -> str | None:
+        if self.eval_env_runner_group is not None:
+            return None
+        return out_of_reach(self.config, self.evaluation_config)
 
     @override(Algorithm)
     def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
         """Returns the algorithm's state, with what the seeds of the next group derive from."""
         return {
             **super().get_state(*args, **kwargs),
-            _NUM_GROUPS: (self._run_seed, self._num_groups),
+            _RUN_SEED: dataclasses.astuple(self._run_seed),
+            _NUM_GROUPS: self._num_groups,
             _NUM_EVALUATIONS: self._num_evaluations,
             _CONNECTOR_STATES: self._connectors.get_states(),
         }
 
     @override(Algorithm)
     def set_state(self, state: StateDict) -> None:
-        """Restores the algorithm's state; the next group is sampled with the restored weights."""
+        """Restores the algorithm's state; the next group is sampled with the restored weights.
+
+        It is the group that the run which saved the state went on with, if the config names the
+        seed of that run; see `RunSeed.going_on`.
+        """
         super().set_state(state)
         self._weights = None
-        if _NUM_GROUPS in state:
-            self._run_seed, self._num_groups = state[_NUM_GROUPS]
+        if _RUN_SEED in state:
+            self._run_seed = self._run_seed.going_on(RunSeed(*state[_RUN_SEED]))
+        self._num_groups = state.get(_NUM_GROUPS, self._num_groups)
         self._num_evaluations = state.get(_NUM_EVALUATIONS, self._num_evaluations)
         self._connectors.set_states(state.get(_CONNECTOR_STATES, {}))
 
@@ -285,8 +355,8 @@ class GPG(Algorithm):
         Raises:
             ValueError: If the checkpoint isn't whole. Nothing of it is restored then.
         """
-        where = {name: kwargs.get(name) for name in ("component", "filesystem")}
-        check_checkpoint(path, **where)
+        component, filesystem = kwargs.get("component"), kwargs.get("filesystem")
+        check_checkpoint(path, component=component, filesystem=filesystem)
         super().restore_from_path(path, *args, **kwargs)
         self._weights = None
 
@@ -322,22 +392,31 @@ class GPG(Algorithm):
             ValueError: If the checkpoint isn't whole. Nothing is built then.
         """
         path = path.to_directory() if isinstance(path, Checkpoint) else path
-        check_checkpoint(path, filesystem=filesystem)
-        with naming_damage(path):
-            return super().from_checkpoint(path, filesystem, **kwargs)
+        check_checkpoint(path, filesystem=filesystem, to_build=True)
+        return super().from_checkpoint(path, filesystem, **kwargs)
 
     @override(Algorithm)
-    def add_module(self, *args: Any, **kwargs: Any) -> MultiRLModuleSpec:
+    def add_module(
+        self, module_id: ModuleID, module_spec: RLModuleSpec, **kwargs: Any
+    ) -> MultiRLModuleSpec:
         """Adds a module; the agents mapped to it are a group from the next iteration on."""
-        spec = super().add_module(*args, **kwargs)
-        for module_id, module_spec in spec.rl_module_specs.items():
-            self.spaces[module_id] = (module_spec.observation_space, module_spec.action_space)
+        spec = super().add_module(module_id, module_spec, **kwargs)
+        for each_id, each in spec.rl_module_specs.items():
+            self.spaces[each_id] = (each.observation_space, each.action_space)
+        if kwargs.get("add_to_env_runners", True):
+            self._training_changes = self._training_changes.add(module_id, module_spec, kwargs)
+        if kwargs.get("add_to_eval_env_runners", True):
+            self._evaluation_changes = self._evaluation_changes.add(module_id, module_spec, kwargs)
         self._weights = None
         return spec
 
     @override(Algorithm)
-    def remove_module(self, *args: Any, **kwargs: Any) -> MultiRLModuleSpec | None:
+    def remove_module(self, module_id: ModuleID, **kwargs: Any) -> MultiRLModuleSpec | None:
         """Removes a module."""
-        spec = super().remove_module(*args, **kwargs)
+        spec = super().remove_module(module_id, **kwargs)
+        if kwargs.get("remove_from_env_runners", True):
+            self._training_changes = self._training_changes.remove(module_id, kwargs)
+        if kwargs.get("remove_from_eval_env_runners", True):
+            self._evaluation_changes = self._evaluation_changes.remove(module_id, kwargs)
         self._weights = None
         return spec

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import random
+import secrets
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,6 +22,43 @@ EVALUATION = 3
 
 # Envs may pass their seed on to generators that take 32 bits, some of them signed.
 MAX_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class RunSeed:
+    """The seed of a run, and where it comes from.
+
+    Attributes:
+        value: What the seeds of all groups and evaluations of the run derive from.
+        given: The seed that the config names. None: it names none, and `value` is random.
+        trial: The Tune trial that the run is. None: it runs outside Tune.
+    """
+
+    value: int
+    given: int | None
+    trial: str | None
+
+    @classmethod
+    def draw(cls, given: int | None, trial: str | None) -> Self:
+        """Returns the seed of a run that begins."""
+        return cls(secrets.randbits(128) if given is None else given, given, trial)
+
+    def going_on(self, saved: RunSeed) -> RunSeed:
+        """Returns the seed with which this run goes on from a checkpoint.
+
+        Only the run that saved it goes on as it would have. Others part from it, and from each
+        other: runs that aren't seeded, or not with the same seed; and a trial that takes over the
+        state of another, as population based training has it, also if all have one seed.
+
+        Args:
+            saved: The seed of the run that the checkpoint is of.
+        """
+        if self.given is None or self.given != saved.given:
+            return self.draw(self.given, self.trial)
+        if self.trial is None or saved.trial in (None, self.trial):
+            return dataclasses.replace(saved, trial=self.trial)
+        digest = hashlib.sha256(f"{saved.value} {self.trial}".encode()).digest()
+        return dataclasses.replace(self, value=int.from_bytes(digest[:16], "big"))
 
 
 def generator(run_seed: int, *key: int) -> np.random.Generator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,38 @@ class Unreliable(ShortOrLong):
     def _maybe_raise(self) -> None:
         if self._chance.random() < self._probability:
             raise OSError("the simulator is gone")
+
+
+class TellsTooMuch(ShortOrLong):
+    """Has something in an info, at step 3, that can't be sent to another process."""
+
+    def step(self, action: int) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.t == 3:
+            info = {"handle": threading.Lock()}
+        return observation, reward, terminated, truncated, info
+
+
+class InterruptsItself(ShortOrLong):
+    """Is interrupted by Ctrl+C at step `at_step`, and of no use from then on."""
+
+    at_step: int | None = None
+
+    def __init__(self, config: dict[str, Any] | None = None):
+        super().__init__(config)
+        self.in_midst_of_a_step = False
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        assert not self.in_midst_of_a_step
+        return super().reset(seed=seed)
+
+    def step(self, action: int) -> Any:
+        self.in_midst_of_a_step = True
+        if self.t == self.at_step:
+            raise KeyboardInterrupt
+        result = super().step(action)
+        self.in_midst_of_a_step = False
+        return result
 
 
 class Slow(ShortOrLong):

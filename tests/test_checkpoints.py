@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import shutil
 import subprocess
@@ -236,6 +237,54 @@ def test_other_settings_than_the_saved_ones_are_in_force(tmp_path: Path) -> None
         assert coefficients(algo) == {**saved, "lr": 0.5, "entropy_coeff": pytest.approx(1.0)}
 
 
+# Which seed a run goes on with.
+
+
+def next_group_of(config: GPGConfig, path: str | Path) -> list[Any]:
+    """The group that a new algorithm with this config samples from the checkpoint."""
+    with built(config) as algo:
+        algo.restore_from_path(path)
+        return fingerprint(sample_group(algo))
+
+
+def test_a_seed_that_the_config_names_wins(tmp_path: Path) -> None:
+    """Three fine-tunings from one checkpoint are three; one of them is the run that saved it."""
+
+    def seeded(seed: int | None) -> GPGConfig:
+        return config_with_state().debugging(seed=seed)
+
+    with built(seeded(1)) as algo:
+        train(algo, 1)
+        path, whole = algo.save_to_path(tmp_path), fingerprint(sample_group(algo))
+    seeds = [1, 2, 3, None]
+    groups = [next_group_of(seeded(seed), path) for seed in seeds]
+    assert groups[0] == whole
+    assert all(one != other for one, other in itertools.combinations(groups, 2))
+    # And the one with the other seed can be cut in two like any other.
+    with built(seeded(2)) as algo:
+        algo.restore_from_path(path)
+        path = algo.save_to_path(tmp_path / "another")
+    assert next_group_of(seeded(2), path) == groups[1]
+
+
+def test_unseeded_runs_part(tmp_path: Path) -> None:
+    """From one checkpoint: in new algorithms, in place, and the run that saved it."""
+    with built(config_with_state().debugging(seed=None)) as algo:
+        train(algo, 1)
+        path = algo.save_to_path(tmp_path)
+        groups = [fingerprint(sample_group(algo))]
+        for _ in range(2):
+            algo.restore_from_path(path)
+            groups.append(fingerprint(sample_group(algo)))
+    for _ in range(2):
+        new = GPG.from_checkpoint(path)
+        try:
+            groups.append(fingerprint(sample_group(new)))
+        finally:
+            new.stop()
+    assert all(one != other for one, other in itertools.combinations(groups, 2))
+
+
 # The policy in place, everywhere and at once.
 
 
@@ -278,6 +327,25 @@ def test_all_env_runners_go_back_at_once(
         train(algo, 1)
         algo.evaluate()
         assert same(evaluated_with(algo), learned(algo))
+
+
+@pytest.mark.parametrize(
+    ("num_env_runners", "create_local_env_runner"), [(0, True), (1, True), (1, False)], ids=str
+)
+def test_get_module_is_the_policy_in_force(
+    tmp_path: Path, num_env_runners: int, create_local_env_runner: bool
+) -> None:
+    config = config_with_state(
+        num_env_runners=num_env_runners, create_local_env_runner=create_local_env_runner
+    )
+    with built(config) as algo:
+        assert same(weights(algo.get_module()), learned(algo))
+        path = algo.save_to_path(tmp_path)
+        train(algo, 1)
+        assert same(weights(algo.get_module()), learned(algo))
+        algo.restore_from_path(path)
+        assert same(weights(algo.get_module()), learned(algo))
+        assert algo.get_module("nobody's") is None or create_local_env_runner
 
 
 @pytest.mark.parametrize("num_env_runners", [0, 1])
@@ -345,6 +413,11 @@ def cut_off(file: str) -> Callable[[Path], None]:
     return lambda path: os.truncate(path / file, 100)
 
 
+def without_its_last_byte(path: Path) -> None:
+    file = path / MODULE / "module_state.pkl"
+    os.truncate(file, file.stat().st_size - 1)
+
+
 DAMAGES = {
     "empty folder": lambda path: (shutil.rmtree(path), path.mkdir()),
     # The last thing that is written.
@@ -357,6 +430,7 @@ DAMAGES = {
     "empty state": lambda path: os.truncate(path / "algorithm_state.pkl", 0),
     "learner cut off": cut_off("learner_group/learner/state.pkl"),
     "module cut off": cut_off(f"{MODULE}/module_state.pkl"),
+    "module without its last byte": without_its_last_byte,
 }
 
 
@@ -375,15 +449,54 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_of_it_restored(
     running.restore_from_path(checkpoint)
 
 
+@pytest.mark.parametrize("file", ["class_and_ctor_args.pkl", "rllib_checkpoint.json"])
 @pytest.mark.parametrize("damage", [Path.unlink, lambda file: os.truncate(file, 100)])
 def test_a_checkpoint_without_its_config_is_refused(
-    damage: Any, tmp_path: Path, checkpoint: Path
+    damage: Any, file: str, tmp_path: Path, checkpoint: Path
 ) -> None:
     """Only a new algorithm needs it."""
     shutil.copytree(checkpoint, tmp_path / "damaged")
-    damage(tmp_path / "damaged" / "class_and_ctor_args.pkl")
-    with pytest.raises(ValueError, match="isn't whole"):
+    damage(tmp_path / "damaged" / file)
+    with pytest.raises(ValueError, match=f"{tmp_path}.* isn't whole"):
         GPG.from_checkpoint(tmp_path / "damaged")
+
+
+class ReadsAFile(Identity):
+    """As envs with assets do."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        Path(config["asset"]).read_text()
+
+
+def test_what_the_env_does_not_find_is_the_envs(tmp_path: Path) -> None:
+    (asset := tmp_path / "level.txt").touch()
+    config = small_config(ReadsAFile).environment(env_config={"asset": str(asset)})
+    with built(config) as algo:
+        path = algo.save_to_path(tmp_path / "checkpoint")
+    asset.unlink()
+    with pytest.raises(FileNotFoundError, match=r"level\.txt"):
+        GPG.from_checkpoint(path)
+
+
+class CountsItsReading:
+    """A callback's state, for instance, that takes long to be put together again."""
+
+    times = 0
+
+    def __getstate__(self) -> Any:
+        return {"some": "state"}
+
+    def __setstate__(self, state: Any) -> None:
+        type(self).times += 1
+
+
+def test_a_checkpoint_is_put_together_once(tmp_path: Path, running: GPG) -> None:
+    state = {**running.get_state(), "mine": CountsItsReading()}
+    path = running.save_to_path(tmp_path, state=state)
+    CountsItsReading.times = 0
+    running.restore_from_path(path)
+    assert CountsItsReading.times == 1
 
 
 def test_a_path_without_a_checkpoint_is_named(tmp_path: Path, running: GPG) -> None:

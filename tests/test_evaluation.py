@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling import SamplingError
-from tests.envs import Broken, HangsOnce, Identity, ShortOrLong
+from tests.envs import Broken, ComingAndGoing, HangsOnce, Identity, ShortOrLong
 from tests.helpers import SMALL_NET, built, fingerprint, sample_group, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -275,6 +275,148 @@ def test_evaluate_without_env_runners_of_its_own(num_env_runners: int) -> None:
             lifetime = algo.metrics.peek(("env_runners", "num_episodes_lifetime"))
             assert lifetime == 12
     assert groups[0] == groups[1]
+
+
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_greedy_actions_without_env_runners_of_its_own(num_env_runners: int) -> None:
+    config = small_config(Identity).callbacks(Witness)
+    config.env_runners(num_env_runners=num_env_runners)
+    config.evaluation(evaluation_duration=5, evaluation_config={"explore": False})
+    with built(config) as algo:
+        assert algo.evaluate()["env_runners"]["all_greedy"] == 1.0
+        assert algo.train()["env_runners"]["all_greedy"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("unit", "settings"),
+    [
+        ("episodes", {"env_config": {"how": "otherwise"}}),
+        ("episodes", {"explore": False, "num_envs_per_env_runner": 7}),
+        ("timesteps", {"explore": False}),
+    ],
+)
+def test_what_env_runners_for_training_cant_take_is_refused(
+    unit: str, settings: dict[str, Any]
+) -> None:
+    config = small_config(Identity)
+    config.evaluation(evaluation_duration_unit=unit, evaluation_config=settings)
+    refused = list(settings)[-1]
+    with (
+        pytest.warns(UserWarning, match=f"sets `{refused}`, but there are no env runners"),
+        built(config) as algo,
+    ):
+        with pytest.raises(ValueError, match=f"sets `{refused}`, but .*evaluation_interval="):
+            algo.evaluate()
+        algo.train()
+
+
+def test_a_config_object_is_refused_without_env_runners_for_evaluation() -> None:
+    config = small_config(Identity)
+    config.evaluation(evaluation_config=small_config(Identity).env_runners(explore=False))
+    with (
+        pytest.warns(UserWarning, match="a config of its own"),
+        built(config) as algo,
+        pytest.raises(ValueError, match="a config of its own"),
+    ):
+        algo.evaluate()
+
+
+def test_what_is_as_in_training_is_not_refused() -> None:
+    config = small_config(Identity)
+    config.evaluation(
+        evaluation_duration=3, evaluation_config={"num_envs_per_env_runner": 4, "explore": False}
+    )
+    with built(config) as algo:
+        assert algo.evaluate()["env_runners"]["num_episodes"] == 3
+
+
+def test_weights_that_are_set_by_hand_are_in_force() -> None:
+    def halve(learner: Any) -> None:
+        for parameter in learner.module[DEFAULT_MODULE_ID].parameters():
+            parameter.data *= 0.5
+
+    with built(evaluating(Identity, 0)) as algo:
+        algo.train()
+        algo.learner_group.foreach_learner(halve)
+        halved = policy_of(algo)
+        assert evaluated_policy(algo.evaluate()) == halved
+        algo.learner_group.foreach_learner(halve)
+        halved = policy_of(algo)
+        result = algo.train()
+        # The weights of the group, before the update.
+        assert evaluated_policy(result) == halved
+
+
+# Means over the episodes themselves.
+
+
+@pytest.mark.parametrize(
+    ("num_runners", "duration"),
+    [
+        # Shares of 4 and 3 episodes.
+        pytest.param(2, 7, id="unequal shares"),
+        # More than RLlib's window.
+        pytest.param(0, 300, id="many episodes"),
+    ],
+)
+def test_an_evaluation_reports_the_mean_over_its_episodes(num_runners: int, duration: int) -> None:
+    """The reward is 1 per step, so that lengths are returns."""
+    with built(evaluating(ShortOrLong, num_runners, duration=duration)) as algo:
+        for _ in range(2):
+            results = algo.evaluate()["env_runners"]
+            mean = results["steps_of_episodes"] / duration
+            assert ShortOrLong.SHORT < mean < ShortOrLong.LONG
+            assert results["episode_return_mean"] == pytest.approx(mean)
+            assert results["episode_len_mean"] == pytest.approx(mean)
+            assert results["episode_return_min"] == results["episode_len_min"] == ShortOrLong.SHORT
+            assert results["episode_return_max"] == results["episode_len_max"] == ShortOrLong.LONG
+            assert results["agent_episode_return_mean"]["default_agent"] == pytest.approx(mean)
+            assert results["module_episode_return_mean"][DEFAULT_MODULE_ID] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("num_env_runners", [0, 2])
+def test_training_reports_the_mean_over_the_group(num_env_runners: int) -> None:
+    """In shares of 3, 3 and 1; of more episodes than RLlib's window."""
+    config = small_config(ShortOrLong, group_size=7).reporting(metrics_num_episodes_for_smoothing=2)
+    config.env_runners(num_env_runners=num_env_runners, episodes_per_share=3)
+    with built(config) as algo:
+        for _ in range(2):
+            result = algo.train()
+            group, results = result["learners"][DEFAULT_MODULE_ID], result["env_runners"]
+            mean = group["group_return_mean"]
+            assert mean == pytest.approx(group["group_num_env_steps"] / 7)
+            assert results["episode_return_mean"] == pytest.approx(mean)
+            assert results["episode_len_mean"] == pytest.approx(mean)
+            assert results["episode_return_min"] == results["episode_len_min"] == ShortOrLong.SHORT
+            assert results["episode_return_max"] == results["episode_len_max"] == ShortOrLong.LONG
+
+
+def test_means_of_agents_and_modules_are_over_the_episodes_they_were_in() -> None:
+    """Shares of 3, 3 and 1 episodes of 8 env steps, with rewards times 1 to 5."""
+    config = small_config(ComingAndGoing, group_size=7).env_runners(episodes_per_share=3)
+    config.multi_agent(
+        policies={"first", "others"},
+        policy_mapping_fn=lambda agent_id, episode, **kwargs: (
+            "first" if agent_id == "a" else "others"
+        ),
+    )
+    with built(config) as algo:
+        factors = [episode.get_observations(0)["a"][0] for episode in sample_group(algo)]
+        results = algo.metrics.peek("env_runners")
+    mean = sum(factors) / 7
+    returns = {agent: sum(rewards) for agent, rewards in ComingAndGoing.REWARDS.items()}
+    expected = {agent: pytest.approx(mean * value) for agent, value in returns.items()}
+    assert results["agent_episode_returns_mean"] == expected
+    assert results["agent_steps"] == {"a": 8, "b": 2, "c": 3}
+    assert results["module_episode_returns_mean"] == {
+        "first": expected["a"],
+        "others": pytest.approx(mean * (returns["b"] + returns["c"])),
+    }
+    assert results["episode_len_mean"] == 8
+    total = sum(returns.values())
+    assert results["episode_return_mean"] == pytest.approx(mean * total)
+    assert results["episode_return_min"] == pytest.approx(min(factors) * total)
+    assert results["episode_return_max"] == pytest.approx(max(factors) * total)
 
 
 def test_evaluations_are_seeded_and_differ() -> None:

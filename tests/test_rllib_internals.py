@@ -48,6 +48,8 @@ from ray.rllib.utils.filter import RunningStat
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.minibatch_utils import MiniBatchCyclicIterator
+from ray.train._internal.storage import StorageContext
+from ray.tune import Trainable
 from ray.util.metrics import Counter
 
 from rllib_gpg import GPG
@@ -530,6 +532,16 @@ def test_algorithm_restore_env_runners(algo: GPG) -> None:
         == set(signature(algo._make_on_env_runners_recreated_callbacks)),
         HALL,
         "`_make_on_env_runners_recreated_callbacks` tells callbacks of them.",
+    )
+
+
+def test_tune_names_the_trial_by_its_folder(algo: GPG) -> None:
+    require(
+        algo._storage is None
+        and "storage" in signature(Trainable.__init__)
+        and "trial_dir_name" in signature(StorageContext.__init__),
+        HALL,
+        "`_storage.trial_dir_name` tells trials with one seed apart, as `trial_id` would.",
     )
 
 

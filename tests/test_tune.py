@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from ray import tune
+from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.learning import GPGTorchLearner
-from tests.envs import Identity
+from tests.envs import Identity, ShortOrLong
 from tests.helpers import SMALL_NET, built, module_results, same, small_config, snapshot
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
@@ -159,6 +160,52 @@ def test_pbt_puts_what_it_perturbs_in_force(tmp_path: Path) -> None:
     # From the first update after the exploit on.
     assert (2, perturbed) not in seen
     assert [(3, perturbed), (4, perturbed)] == [pair for pair in seen if pair[1] == perturbed]
+
+
+class EpisodesSeen(RLlibCallback):
+    """Logs what tells the groups of `ShortOrLong` apart."""
+
+    def on_episode_end(self, *, episode: Any, metrics_logger: Any, **kwargs: Any) -> None:
+        seen = float(episode.get_observations()[0][0])
+        metrics_logger.log_value("episodes_seen", seen, reduce="sum")
+
+
+def test_a_trial_that_takes_over_anothers_state_draws_its_own_groups(tmp_path: Path) -> None:
+    """All trials have one seed, and nothing is perturbed that would change the draws.
+
+    Those that are only paused go on as they would have.
+    """
+    results = Results()
+    config = small_config(ShortOrLong, lr=tune.grid_search([1e-3, 2e-3, 3e-3]))
+    grid = fit(
+        config.callbacks(EpisodesSeen),
+        tmp_path,
+        iterations=4,
+        callbacks=[results],
+        metric=GROUP_RETURN,
+        mode="max",
+        scheduler=PopulationBasedTraining(
+            time_attr="training_iteration",
+            perturbation_interval=2,
+            quantile_fraction=0.34,
+            resample_probability=1.0,
+            hyperparam_mutations={"clip_param": [0.3]},
+            synch=True,
+        ),
+    )
+    assert not grid.errors
+    seen = {
+        trial: {r["training_iteration"]: r["env_runners"]["episodes_seen"] for r in of_trial}
+        for trial, of_trial in results.of_trial.items()
+    }
+    exploited = [t for t, r in results.of_trial.items() if r[-1]["config"]["clip_param"] == 0.3]
+    assert len(exploited) == 1
+    for iteration in (1, 2):
+        assert len({of_trial[iteration] for of_trial in seen.values()}) == 1
+    for iteration in (3, 4):
+        of_others = {s[iteration] for trial, s in seen.items() if trial not in exploited}
+        assert len(of_others) == 1
+        assert seen[exploited[0]][iteration] not in of_others
 
 
 class Interrupt(tune.Callback):

@@ -22,7 +22,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 GROUP_RETURN = "learners/default_policy/group_return_mean"
-# Of all agents together, over the last `metrics_num_episodes_for_smoothing` episodes.
+# Of all agents together.
 EPISODE_RETURN = "env_runners/episode_return_mean"
 
 

@@ -37,7 +37,7 @@ class GroupEnvRunner(ShareSamplingEnvRunner, SingleAgentEnvRunner):
         config.env_runners(env_runner_cls=GroupEnvRunner, batch_mode="complete_episodes")
 
     With `AlgorithmConfig.debugging(seed=..)`, each call begins its episodes from seeds of its own,
-    different for any two calls, runners and episodes; the actions drawn are seeded as well.
+    drawn independently for any two calls and runners; the actions drawn are seeded as well.
 
     Sampling by timesteps (`sample(num_timesteps=..)`, for evaluation with a duration of "auto")
     is RLlib's own.

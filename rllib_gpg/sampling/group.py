@@ -13,9 +13,11 @@ from typing import Any
 import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.typing import EpisodeType, ResultDict
 
 from rllib_gpg.sampling.connector_states import ConnectorStates
+from rllib_gpg.sampling.episode_metrics import log_episodes
 from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
 from rllib_gpg.sampling.progress import Progress
 
@@ -27,6 +29,8 @@ _POLL_S = 0.005
 _RESTORE_S = 1.0
 _TAG = "sample_share"
 
+NUM_EPISODES_REDISPATCHED = "num_episodes_redispatched"
+
 
 class SamplingError(RuntimeError):
     """A group couldn't be completed."""
@@ -37,20 +41,24 @@ class Group:
     """The whole episodes of one group, in the order of the shares, whichever came first.
 
     Attributes:
-        episodes: Exactly `group_size` of them, all sampled with the same weights.
-        metrics: What the env runners logged meanwhile.
-        num_redispatched: Episodes that were sent out again after a loss or a failure.
+        episodes: Exactly `group_size` of them, all sampled with the same weights; none of an
+            evaluation.
+        metrics: What to log: what the env runners logged meanwhile, and what becomes known here.
         connectors: What the connectors remembered at the end of each share.
     """
 
     episodes: list[EpisodeType]
     metrics: list[ResultDict]
-    num_redispatched: int
     connectors: list[ConnectorStates]
 
 
 def cut_into_shares(
-    config: AlgorithmConfig, run_seed: int, group: int, num_episodes: int | None = None
+    config: AlgorithmConfig,
+    run_seed: int,
+    group: int,
+    num_episodes: int | None = None,
+    *,
+    num_env_runners: int | None = None,
 ) -> list[Share]:
     """Cuts a group, or the episodes of an evaluation, into shares, by the config alone.
 
@@ -64,20 +72,30 @@ def cut_into_shares(
         run_seed: The seed of the whole run.
         group: The number of the group, or of the evaluation, in the run.
         num_episodes: How many episodes there are, by default `group_size`.
+        num_env_runners: How many env runners there are, by default what the config says.
 
     Returns:
         The shares. Their numbers of episodes add up to `num_episodes`.
     """
     num_episodes = num_episodes or config.group_size
+    num_env_runners = config.num_env_runners if num_env_runners is None else num_env_runners
     size = config.episodes_per_share
     if size is None:
         # Alone, an env runner has nobody to share the load with, and keeps its envs busy longest
         # with the whole group at once.
-        size = math.ceil(num_episodes / max(1, config.num_env_runners))
-        if config.num_env_runners > 1:
+        size = math.ceil(num_episodes / max(1, num_env_runners))
+        if num_env_runners > 1:
             size = min(size, config.num_envs_per_env_runner)
     return [
-        Share(run_seed, group, index, min(size, num_episodes - first), config.in_evaluation)
+        Share(
+            run_seed,
+            group,
+            index,
+            min(size, num_episodes - first),
+            config.in_evaluation,
+            # The env runners for training may be asked for an evaluation.
+            config.explore if config.in_evaluation else None,
+        )
         for index, first in enumerate(range(0, num_episodes, size))
     ]
 
@@ -106,32 +124,36 @@ def gather(
     Raises:
         SamplingError: If a share failed too often, or no env runner comes back.
     """
-    ledger = _Ledger(shares, weights, config.max_share_failures)
+    ledger = _Ledger(shares, config.max_share_failures)
     if env_runner_group.num_remote_env_runners() == 0:
         runner = env_runner_group.local_env_runner
         while ledger.waiting:
             share = ledger.waiting.popleft()
             ledger.enter(runner.sample_share(share, weights, ledger.progress))
-        metrics = [runner.get_metrics()]
     else:
         _RemoteGathering(env_runner_group, ledger, weights, config, restore).run()
-        metrics = [result.metrics for result in ledger.results.values()]
     results = [ledger.results[share.index] for share in shares]
-    episodes = [episode for result in results for episode in result.episodes]
-    connectors = [result.connectors for result in results]
-    return Group(episodes, metrics, ledger.num_redispatched, connectors)
+    metrics = MetricsLogger(root=False)
+    log_episodes((summary for result in results for summary in result.summaries), metrics)
+    for name, reduce in (("", "sum"), ("_lifetime", "lifetime_sum")):
+        key = f"{NUM_EPISODES_REDISPATCHED}{name}"
+        metrics.log_value(key, ledger.num_redispatched, reduce=reduce)
+    return Group(
+        [episode for result in results for episode in result.episodes],
+        [*(result.metrics for result in results), metrics.reduce()],
+        [result.connectors for result in results],
+    )
 
 
 class _Ledger:
     """Which shares of a group wait, which have come back, and how often each has failed."""
 
-    def __init__(self, shares: list[Share], weights: Weights, max_failures: int):
+    def __init__(self, shares: list[Share], max_failures: int):
         self.waiting = deque(shares)
         self.results: dict[int, ShareResult] = {}
         self.num_redispatched = 0
         self.progress = Progress(shares)
         self._num_shares = len(shares)
-        self._weights = weights
         self._max_failures = max_failures
         self._failures: Counter[int] = Counter()
 
@@ -143,14 +165,13 @@ class _Ledger:
         """Books what an env runner returned for a share."""
         if isinstance(result, ShareFailure):
             self.fail(result.share, result.error, result.traceback)
-        elif result.weights_version != self._weights.version:
-            raise SamplingError(
-                f"{result.share} was sampled with version {result.weights_version} of the "
-                f"weights instead of {self._weights.version}."
-            )
         else:
             self.results[result.share.index] = result
             self.progress.share_is_in(result.share)
+
+    def has_failed(self, share: Share) -> bool:
+        """Whether an earlier attempt at the share failed."""
+        return self._failures[share.index] > 0
 
     def fail(self, share: Share, why: str, traceback: str = "") -> None:
         """Books a share that has to be sent out again.
@@ -173,7 +194,9 @@ class _Ledger:
 
 @dataclass(frozen=True)
 class _InFlight:
-    share: Share
+    """What an env runner is busy with; no share: what a call that was interrupted asked for."""
+
+    share: Share | None
     since: float
 
 
@@ -193,13 +216,14 @@ class _RemoteGathering:
         self._weights = weights
         self._config = config
         self._restore = restore
+        self._timeout_setting = ledger.waiting[0].timeout_setting
         self._in_flight: dict[int, _InFlight] = {}
 
     def run(self) -> None:
         while not self._ledger.is_complete:
             healthy = set(self._group.healthy_env_runner_ids())
             for runner in set(self._in_flight) - healthy:
-                self._ledger.fail(self._in_flight.pop(runner).share, f"env runner {runner} is lost")
+                self._lose(runner, f"env runner {runner} is lost")
             if healthy:
                 self._dispatch(sorted(healthy - set(self._in_flight)))
                 self._collect()
@@ -210,45 +234,53 @@ class _RemoteGathering:
 
     def _dispatch(self, idle: list[int]) -> None:
         waiting = self._ledger.waiting
-        assigned = {runner: waiting.popleft() for runner in idle[: len(waiting)]}
-        if not assigned:
-            return
-        self._group.foreach_env_runner_async(
-            # Lists throughout: RLlib pairs a scalar with the wrong runner once one is unhealthy.
-            func=["sample_share"] * len(assigned),
-            kwargs=[{"share": share, "weights": self._weights} for share in assigned.values()],
-            remote_worker_ids=list(assigned),
-            tag=_TAG,
-        )
-        now = time.monotonic()
-        self._in_flight |= {runner: _InFlight(share, now) for runner, share in assigned.items()}
+        for runner in idle[: len(waiting)]:
+            share = waiting[0]
+            again = self._ledger.has_failed(share)
+            # Nothing is sent to an env runner that still owes RLlib an answer.
+            is_sent = self._group.foreach_env_runner_async(
+                # Lists: RLlib pairs a scalar with the wrong runner once one is unhealthy.
+                func=["sample_share"],
+                kwargs=[{"share": share, "weights": self._weights, "again": again}],
+                remote_worker_ids=[runner],
+                tag=_TAG,
+            )
+            if is_sent:
+                waiting.popleft()
+            self._in_flight[runner] = _InFlight(share if is_sent else None, time.monotonic())
 
     def _collect(self) -> None:
         ready = self._group.fetch_ready_async_reqs(tags=_TAG, timeout_seconds=_POLL_S)
         for runner, result in ready:
             in_flight = self._in_flight.pop(runner, None)
-            if in_flight is None:
+            if in_flight is None or in_flight.share is None:
                 continue
-            if in_flight.share == result.share:
+            asked, got = in_flight.share, result.share
+            if (asked, self._weights.version) == (got, result.weights_version):
                 self._ledger.enter(result)
             else:
-                # It was asked for by an earlier call, which ended in an error.
-                self._ledger.waiting.appendleft(in_flight.share)
+                # It was asked for by an earlier call; what this one asked for comes next.
+                self._in_flight[runner] = _InFlight(asked, time.monotonic())
 
     def _kill_overdue(self) -> None:
+        limit = getattr(self._config, self._timeout_setting)
+        if limit is None:
+            return
         for runner, in_flight in list(self._in_flight.items()):
-            setting = in_flight.share.timeout_setting
-            limit = getattr(self._config, setting)
-            if limit is not None and time.monotonic() - in_flight.since > limit:
-                del self._in_flight[runner]
+            if time.monotonic() - in_flight.since > limit:
                 # A hanging env can't be stopped, only its process; Ray starts the actor again.
                 ray.kill(self._group._worker_manager.actors()[runner], no_restart=False)
                 self._group._worker_manager.set_actor_state(runner, healthy=False)
-                self._ledger.fail(
-                    in_flight.share,
+                self._lose(
+                    runner,
                     f"env runner {runner} was killed, because the share took longer than "
-                    f"`{setting}` = {limit} s",
+                    f"`{self._timeout_setting}` = {limit} s",
                 )
+
+    def _lose(self, runner: int, why: str) -> None:
+        share = self._in_flight.pop(runner).share
+        if share is not None:
+            self._ledger.fail(share, why)
 
     def _wait_for_runners(self) -> None:
         limit = self._config.env_runner_restore_timeout_s

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
+
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.typing import ModuleID
 
 from rllib_gpg.sampling.connector_states import ConnectorStates
+from rllib_gpg.sampling.episode_metrics import Summary
 from rllib_gpg.sampling.seeds import Seeds
 from rllib_gpg.seeding import EVALUATION, GROUP
 
@@ -23,6 +29,7 @@ class Share:
         index: The number of the share in the group, counted from 0.
         num_episodes: How many whole episodes are owed, at least 1.
         in_evaluation: Whether it is part of an evaluation. Only metrics come back then.
+        explore: Whether actions are drawn as for training. None: as the env runner's config says.
     """
 
     run_seed: int
@@ -30,9 +37,10 @@ class Share:
     index: int
     num_episodes: int
     in_evaluation: bool = False
+    explore: bool | None = None
 
     def seeds(self) -> Seeds:
-        """Returns the seeds of this share, different from those of any other share."""
+        """Returns the seeds of this share, drawn independently of those of any other share."""
         use = EVALUATION if self.in_evaluation else GROUP
         return Seeds.draw(self.num_episodes, self.run_seed, use, self.group, self.index)
 
@@ -40,6 +48,52 @@ class Share:
     def timeout_setting(self) -> str:
         """The name of the setting that limits how long an env runner may take for it."""
         return "evaluation_sample_timeout_s" if self.in_evaluation else "sample_timeout_s"
+
+
+@dataclass(frozen=True)
+class ModuleChanges:
+    """What `add_module` and `remove_module` changed since the env runners were made.
+
+    An env runner that comes back is made as the config was in the beginning.
+
+    Attributes:
+        added: The specs of the modules that were added.
+        removed: The ids of the modules that were removed.
+        multi_agent: The arguments of `AlgorithmConfig.multi_agent` that are in force since, such as
+            `policy_mapping_fn`.
+    """
+
+    added: Mapping[ModuleID, RLModuleSpec] = field(default_factory=dict)
+    removed: frozenset[ModuleID] = frozenset()
+    multi_agent: Mapping[str, Any] = field(default_factory=dict)
+
+    def add(self, module_id: ModuleID, spec: RLModuleSpec, arguments: Mapping[str, Any]) -> Self:
+        """Returns what is changed after a call of `add_module` with these arguments."""
+        return dataclasses.replace(
+            self,
+            added={**self.added, module_id: spec},
+            removed=self.removed - {module_id},
+            multi_agent={**self.multi_agent, **_settings(arguments)},
+        )
+
+    def remove(self, module_id: ModuleID, arguments: Mapping[str, Any]) -> Self:
+        """Returns what is changed after a call of `remove_module` with these arguments."""
+        return dataclasses.replace(
+            self,
+            added={key: spec for key, spec in self.added.items() if key != module_id},
+            removed=self.removed | {module_id},
+            multi_agent={**self.multi_agent, **_settings(arguments)},
+        )
+
+
+def _settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that RLlib's `add_module` and `remove_module` change."""
+    names = {
+        "new_agent_to_module_mapping_fn": "policy_mapping_fn",
+        "new_should_module_be_updated": "policies_to_train",
+    }
+    given = {setting: arguments.get(name) for name, setting in names.items()}
+    return {setting: value for setting, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -53,26 +107,33 @@ class Weights:
             a reference to it in Ray's object store, resolved only when it is needed.
         connectors: What the connectors remembered when the version was made; each share begins
             with it.
+        changes: What must have changed about the modules before.
     """
 
     version: int
     state: Any
     connectors: ConnectorStates = field(default_factory=dict)
+    changes: ModuleChanges = field(default_factory=ModuleChanges)
 
 
 @dataclass(frozen=True)
 class ShareResult:
     """The episodes of one share, all finished, in the order in which they were started.
 
-    An evaluation's aren't handed on: `episodes` is empty. `metrics` are those of a remote env
-    runner since its last share, None from a local one. `connectors` is what the connectors remember
-    at the end of the share; empty in evaluation.
+    Attributes:
+        share: The share.
+        weights_version: The version of the weights that it was sampled with.
+        episodes: The episodes; none if the share is part of an evaluation.
+        summaries: What to log of each episode.
+        metrics: What the env runner and the user's callbacks logged meanwhile.
+        connectors: What the connectors remember at the end of the share; nothing in evaluation.
     """
 
     share: Share
     weights_version: int
     episodes: list[Any]
-    metrics: dict[str, Any] | None
+    summaries: list[Summary]
+    metrics: dict[str, Any]
     connectors: ConnectorStates
 
 
@@ -85,5 +146,6 @@ class ShareFailure:
     """
 
     share: Share
+    weights_version: int
     error: str
     traceback: str

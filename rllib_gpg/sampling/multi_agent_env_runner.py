@@ -17,6 +17,7 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_SAMPLED_LIFETIME,
 )
 
+from rllib_gpg.sampling.messages import ModuleChanges, Weights
 from rllib_gpg.sampling.rollout.base import RunnerParts
 from rllib_gpg.sampling.rollout.multi_agent import MultiAgentEnvs, MultiAgentRollout, StepCounts
 from rllib_gpg.sampling.rollout.ordered_episode import OrderedMultiAgentEpisode
@@ -48,6 +49,21 @@ class MultiAgentGroupEnvRunner(ShareSamplingEnvRunner, MultiAgentEnvRunner):
         limit = self.config.get("max_episode_steps")
         if limit is not None:
             self.env.envs = [MultiAgentTimeLimit(env, limit) for env in self.env.envs]
+
+    @override(ShareSamplingEnvRunner)
+    def load(self, weights: Weights) -> None:
+        """Puts weights in place, and before them the modules and mapping that they are for."""
+        if weights.version != self._weights_version:
+            self.make_changes(weights.changes)
+        super().load(weights)
+
+    def make_changes(self, changes: ModuleChanges) -> None:
+        """Makes what `add_module` and `remove_module` changed, as far as it isn't done yet."""
+        for module_id in changes.removed & self.module.keys():
+            self.module.remove_module(module_id)
+        for module_id in changes.added.keys() - self.module.keys():
+            self.module.add_module(module_id, changes.added[module_id].build())
+        self.config.multi_agent(**changes.multi_agent)
 
     @override(ShareSamplingEnvRunner)
     def _sample_episodes(

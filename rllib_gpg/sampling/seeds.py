@@ -12,7 +12,8 @@ class Seeds:
     """The seeds of a few whole episodes.
 
     Attributes:
-        episodes: One per episode, for `env.reset(seed=..)`; all different.
+        episodes: One per episode, for `env.reset(seed=..)`; all different. Those of other shares
+            coincide with them by chance only: as 31 bits have it, which is as much as envs take.
         actions: The seed of the actions drawn, over all these episodes.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import traceback
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -21,11 +22,13 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.typing import EpisodeType, StateDict
 
 from rllib_gpg.sampling.connector_states import Connectors
+from rllib_gpg.sampling.episode_metrics import summarize
 from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
 from rllib_gpg.sampling.progress import Progress
 from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
 from rllib_gpg.sampling.rollout.loop import Envs, run_episodes
 from rllib_gpg.sampling.seeds import Seeds
+from rllib_gpg.sampling.sending import check_can_be_sent
 from rllib_gpg.seeding import seeded_globally
 
 
@@ -48,7 +51,12 @@ class ShareSamplingEnvRunner(EnvRunner):
         self._is_env_broken = False
 
     def sample_share(
-        self, share: Share, weights: Weights, progress: Progress | None = None
+        self,
+        share: Share,
+        weights: Weights,
+        progress: Progress | None = None,
+        *,
+        again: bool = False,
     ) -> ShareResult | ShareFailure:
         """Samples one share of a group with the given weights.
 
@@ -57,11 +65,13 @@ class ShareSamplingEnvRunner(EnvRunner):
             weights: The weights to sample them with, loaded unless they are in place already, and
                 what the connectors remember at the beginning of the share, and after it again.
             progress: Is told how far the share has come. Default None: nobody is.
+            again: Whether an earlier attempt failed. What can't be sent is looked for then.
 
         Returns:
-            The share's episodes, what its connectors remember at its end, and from a remote env
-            runner its metrics; or what went wrong.
+            The share's episodes, metrics, and what its connectors remember at its end; or what
+            went wrong.
         """
+        logged = copy.deepcopy(self.metrics.stats)
         try:
             if self._is_env_broken:
                 self.make_env()
@@ -70,19 +80,27 @@ class ShareSamplingEnvRunner(EnvRunner):
             self._seeds = share.seeds()
             self._progress = progress
             with self.connectors.beginning_with(weights.connectors):
-                episodes = self.sample(num_episodes=share.num_episodes)
+                episodes = self.sample(num_episodes=share.num_episodes, explore=share.explore)
                 # What an evaluation adds is used by nobody, as with RLlib's PPO.
                 connectors = {} if share.in_evaluation else self.connectors.get_states()
-        except Exception as error:  # Reported by the caller; see `ShareFailure`.
+            # An evaluation's episodes are as large as a group's, and nobody asks for them.
+            sent = [] if share.in_evaluation else episodes
+            if again and self.worker_index:
+                check_can_be_sent(sent)
+        except BaseException as error:  # Also an interrupt, if the env runner is the driver's own.
             self._is_env_broken = True
-            return ShareFailure(
-                share, f"{error!r} in env {self.config.env!r}", traceback.format_exc()
-            )
-        # The local env runner is asked for its metrics once per group.
-        metrics = self.get_metrics() if self.worker_index else None
-        # An evaluation's episodes are as large as a group's, and nobody asks for them.
-        kept = [] if share.in_evaluation else episodes
-        return ShareResult(share, weights.version, kept, metrics, connectors)
+            # Episodes that don't count aren't logged either.
+            self.metrics.stats = logged
+            self._done_episodes_for_metrics.clear()
+            if not isinstance(error, Exception):
+                raise
+            # Reported by the caller; see `ShareFailure`.
+            words = f"{error!r} in env {self.config.env!r}"
+            return ShareFailure(share, weights.version, words, traceback.format_exc())
+        # The algorithm logs them, over all shares.
+        self._done_episodes_for_metrics.clear()
+        summaries = [summarize(episode) for episode in episodes]
+        return ShareResult(share, weights.version, sent, summaries, self.get_metrics(), connectors)
 
     @property
     def connectors(self) -> Connectors:

@@ -8,17 +8,31 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from ray import tune
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from scipy.stats import binomtest
 
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling import SamplingError
-from tests.envs import Broken, HangsOnce, ShortOrLong, Slow, Unreliable
+from rllib_gpg.sampling.group import _RemoteGathering
+from tests.envs import (
+    Broken,
+    ComingAndGoing,
+    HangsOnce,
+    InterruptsItself,
+    ShortOrLong,
+    Slow,
+    TellsTooMuch,
+    Unreliable,
+)
 from tests.helpers import built, fingerprint, sample_group, small_config, start_ray
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -143,6 +157,105 @@ def test_an_env_that_raises_now_and_then_biases_nothing(num_env_runners: int) ->
     assert binomtest(num_long, 4 * 16, 0.5).pvalue > 1e-3
 
 
+class Counts(RLlibCallback):
+    """What a user may log of episodes: a sum, RLlib's default (an average), and a series."""
+
+    def on_episode_end(self, *, episode: Any, metrics_logger: Any, **kwargs: Any) -> None:
+        metrics_logger.log_value("episodes_counted", 1, reduce="sum")
+        metrics_logger.log_value("length_averaged", len(episode))
+        metrics_logger.log_value("lengths", len(episode), reduce="item_series", window=100)
+
+
+@pytest.mark.parametrize("num_env_runners", [0, 1])
+def test_users_metrics_count_no_episode_of_a_failed_share(num_env_runners: int) -> None:
+    logged = []
+    for probability in (0.0, 1 / 200):
+        config = small_config(Unreliable, group_size=16).callbacks(Counts)
+        config.environment(env_config={"probability": probability})
+        config.env_runners(num_env_runners=num_env_runners, episodes_per_share=4)
+        with built(config.fault_tolerance(max_share_failures=1000)) as algo:
+            group = sample_group(algo)
+            results = algo.metrics.peek("env_runners")
+            assert (num_redispatched(algo) > 0) == (probability > 0.0)
+        assert results["episodes_counted"] == results["num_episodes"] == 16
+        assert sorted(results["lengths"]) == sorted(map(len, group))
+        logged.append([results["length_averaged"], list(results["lengths"])])
+    assert logged[0] == logged[1]
+
+
+def test_what_cant_be_sent_is_named() -> None:
+    with built(small_config(TellsTooMuch)) as algo:
+        # One process needs to send nothing.
+        algo.train()
+    config = small_config(TellsTooMuch).env_runners(num_env_runners=1)
+    config.fault_tolerance(env_runner_restore_timeout_s=30.0)
+    with (
+        built(config) as algo,
+        pytest.raises(SamplingError, match=r"The info 'handle' at step 3 .* can't be pickled"),
+    ):
+        algo.train()
+
+
+# Ctrl+C.
+
+
+@contextmanager
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl+C while env runners are busy with the first shares."""
+
+    def interrupt(gathering: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        # Called in each round of the loop, after shares were handed out.
+        patch.setattr(_RemoteGathering, "_kill_overdue", interrupt)
+        yield
+
+
+@pytest.mark.parametrize("max_requests_in_flight", [1, 2])
+def test_a_run_goes_on_after_an_interrupt(
+    max_requests_in_flight: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Env runners are still busy with the old shares then, of the same numbers."""
+    config = small_config(Slow, group_size=8).env_runners(
+        num_env_runners=2,
+        num_envs_per_env_runner=2,
+        episodes_per_share=2,
+        max_requests_in_flight_per_env_runner=max_requests_in_flight,
+    )
+    with built(config) as algo:
+        path = algo.save_to_path(tmp_path)
+        algo.train()
+        undisturbed = fingerprint(sample_group(algo))
+        algo.restore_from_path(path)
+        with interrupted(monkeypatch):
+            algo.train()
+        algo.train()
+        assert algo.iteration == 1
+        assert fingerprint(sample_group(algo)) == undisturbed
+        with interrupted(monkeypatch):
+            algo.train()
+        algo.restore_from_path(path)
+        algo.train()
+        assert fingerprint(sample_group(algo)) == undisturbed
+        assert num_redispatched(algo) == 0
+
+
+def test_an_env_that_was_interrupted_is_made_anew() -> None:
+    """In the midst of a step it may be in any state."""
+    config = small_config(InterruptsItself)
+    with built(config) as algo:
+        undisturbed = fingerprint(sample_group(algo))
+        algo._num_groups = 0
+        InterruptsItself.at_step = 3
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                sample_group(algo)
+        finally:
+            InterruptsItself.at_step = None
+        assert fingerprint(sample_group(algo)) == undisturbed
+
+
 @pytest.mark.slow
 def test_an_env_that_hangs_is_killed_and_its_share_sent_again(tmp_path: Path) -> None:
     def config(path: Path) -> GPGConfig:
@@ -209,3 +322,105 @@ def test_training_goes_on_when_a_node_is_removed_and_runners_come_back() -> None
         # Back to the Ray of all tests, which knows nothing yet of what was registered with Tune.
         start_ray()
         tune.register_trainable("GPG", GPG)
+
+
+# Env runners that come back after modules were added or removed.
+
+
+def to_first(agent_id: Any, episode: Any, **kwargs: Any) -> str:
+    return "first"
+
+
+def to_late(agent_id: Any, episode: Any, **kwargs: Any) -> str:
+    return "late" if agent_id == "c" else "first"
+
+
+def with_changed_modules(config: GPGConfig) -> Any:
+    """Builds it, adds the module "late" for the agent "c", and removes "others"."""
+    config.environment(ComingAndGoing)
+    config.multi_agent(policies={"first", "others"}, policy_mapping_fn=to_first)
+    algo = config.build_algo()
+    algo.train()
+    spec = RLModuleSpec.from_module(algo.get_module("others"))
+    algo.add_module("late", spec, new_should_module_be_updated=["late"])
+    algo.remove_module("others", new_agent_to_module_mapping_fn=to_late)
+    return algo
+
+
+def kill_the_only_one(group: Any, *, noticed: bool) -> None:
+    """Not noticed: Ray starts an idle env runner again before RLlib hears that it was gone."""
+    (actor,) = group._worker_manager.actors().values()
+    pid = ray.get(actor.apply.remote(lambda runner: os.getpid()))
+    os.kill(pid, signal.SIGKILL)
+
+    def is_back() -> bool:
+        try:
+            return ray.get(actor.apply.remote(lambda runner: os.getpid())) != pid
+        except ray.exceptions.RayActorError:
+            return False
+
+    if not noticed:
+        wait_until(is_back)
+
+
+@pytest.mark.parametrize(
+    ("noticed", "create_local_env_runner"),
+    [(True, True), (False, True), pytest.param(True, False, marks=pytest.mark.slow)],
+)
+def test_an_env_runner_that_comes_back_has_the_modules_in_force(
+    noticed: bool, create_local_env_runner: bool
+) -> None:
+    config = small_config(None).env_runners(
+        num_env_runners=1, create_local_env_runner=create_local_env_runner
+    )
+    algo = with_changed_modules(config)
+    try:
+        kill_the_only_one(algo.env_runner_group, noticed=noticed)
+        for episode in sample_group(algo):
+            modules = {agent: episode.module_for(agent) for agent in "abc"}
+            assert modules == {"a": "first", "b": "first", "c": "late"}
+        learners = algo.train()["learners"]
+        assert "policy_loss" in learners["late"]
+        assert "policy_loss" not in learners["first"]
+    finally:
+        algo.stop()
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+@pytest.mark.parametrize("unit", ["episodes", "timesteps"])
+def test_an_env_runner_for_evaluation_that_comes_back_too(unit: str, noticed: bool) -> None:
+    config = small_config(None).evaluation(
+        # In every iteration, as it brings lost env runners back.
+        evaluation_interval=1,
+        evaluation_num_env_runners=1,
+        evaluation_duration=8,
+        evaluation_duration_unit=unit,
+    )
+    algo = with_changed_modules(config)
+    try:
+        kill_the_only_one(algo.eval_env_runner_group, noticed=noticed)
+        # RLlib notices the loss in one evaluation by timesteps, and mends it before the next.
+        for _ in range(1 if unit == "episodes" else 2):
+            results = algo.train()["evaluation"]
+        assert results["env_runners"]["num_module_steps_sampled"].keys() == {"first", "late"}
+    finally:
+        algo.stop()
+
+
+def test_env_runners_for_evaluation_may_keep_their_modules() -> None:
+    """The new module plays against the old ones in training alone."""
+    config = small_config(ComingAndGoing).evaluation(
+        evaluation_interval=1, evaluation_num_env_runners=1, evaluation_duration=3
+    )
+    config.multi_agent(policies={"first"}, policy_mapping_fn=to_first)
+    with built(config) as algo:
+        algo.add_module(
+            "late",
+            RLModuleSpec.from_module(algo.get_module("first")),
+            new_agent_to_module_mapping_fn=to_late,
+            add_to_eval_env_runners=False,
+        )
+        results = algo.train()
+        steps = "num_module_steps_sampled"
+        assert results["env_runners"][steps].keys() == {"first", "late"}
+        assert results["evaluation"]["env_runners"][steps].keys() == {"first"}

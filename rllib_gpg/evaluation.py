@@ -1,0 +1,85 @@
+"""Evaluation by episodes: which of them, and with which settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.typing import ResultDict
+
+from rllib_gpg.sampling.group import cut_into_shares
+from rllib_gpg.sampling.messages import Share
+
+if TYPE_CHECKING:
+    from rllib_gpg.gpg import GPG
+
+# What the env runners for training are told with each share; all else is theirs since they began.
+_WITHIN_REACH = frozenset({"explore", "seed", "episodes_per_share", "max_share_failures"})
+
+
+def evaluate_episodes(
+    algorithm: GPG, eval_env_runner_group: EnvRunnerGroup | None
+) -> tuple[ResultDict, int, int]:
+    """Has the form of a `custom_evaluation_function`; RLlib takes the results from the metrics."""
+    algorithm.evaluate_episodes(eval_env_runner_group)
+    return {}, 0, 0
+
+
+def evaluation_shares(
+    config: AlgorithmConfig,
+    evaluation_config: AlgorithmConfig,
+    run_seed: int,
+    number: int,
+    *,
+    num_env_runners: int,
+) -> list[Share]:
+    """Cuts the episodes of one evaluation into shares.
+
+    Args:
+        config: The algorithm's config: how many episodes.
+        evaluation_config: The evaluation's. A seed that it alone names is its own.
+        run_seed: The seed of the whole run.
+        number: The number of the evaluation in the run.
+        num_env_runners: How many env runners there are for it.
+    """
+    named = evaluation_config.seed not in (None, config.seed)
+    return cut_into_shares(
+        evaluation_config,
+        evaluation_config.seed if named else run_seed,
+        number,
+        config.evaluation_duration,
+        num_env_runners=num_env_runners,
+    )
+
+
+def out_of_reach(config: AlgorithmConfig, evaluation_config: AlgorithmConfig) -> str | None:
+    """Says which settings of the evaluation config the env runners for training can't take.
+
+    To be asked if there are none for evaluation.
+
+    Args:
+        config: The algorithm's config.
+        evaluation_config: The evaluation's, as RLlib makes it of the former.
+
+    Returns:
+        A sentence with the mend. None: there are no such settings.
+    """
+    given = config.evaluation_config or {}
+    if "in_evaluation" in given:  # RLlib makes dicts of config objects.
+        names = ["a config of its own"]
+    else:
+        by_episodes = config.custom_evaluation_function is evaluate_episodes
+        names = [
+            f"`{name}`"
+            for name in sorted(given.keys() - (_WITHIN_REACH if by_episodes else set()))
+            # Some keys stand for several settings, none of which has this name.
+            if getattr(evaluation_config, name, 0) != getattr(config, name, 1)
+        ]
+    if not names:
+        return None
+    return (
+        f"The evaluation config sets {', '.join(names)}, but there are no env runners for "
+        "evaluation, and those for training can't take it. Set `evaluation(evaluation_interval=..)`"
+        " or `evaluation_num_env_runners`, and there are."
+    )
