@@ -282,9 +282,9 @@ class GPG(Algorithm):
         by_shares = self.config.custom_evaluation_function is evaluate_episodes
         if self.config.is_multi_agent and self.eval_env_runner_group and not by_shares:
             # With shares, the changes travel.
+            changes = self._evaluation_changes
             self.eval_env_runner_group.foreach_env_runner(
-                "make_changes",
-                kwargs={"changes": self._evaluation_changes},
+                lambda runner: runner.make_changes(changes),
                 timeout_seconds=self.config.evaluation_sample_timeout_s,
             )
         try:
