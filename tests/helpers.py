@@ -33,6 +33,7 @@ GROUP_METRICS = {
     "group_num_bins",
     "group_singleton_fraction",
     "baseline_explained_variance",
+    "bins_explained_variance",
     "group_return_mean",
     "group_return_std",
     "clip_fraction",

@@ -14,10 +14,12 @@ from rllib_gpg.advantages.binning import (
 )
 from rllib_gpg.advantages.connector import GroupAdvantageEstimation
 from rllib_gpg.advantages.estimator import estimate_advantages, estimate_group
+from rllib_gpg.advantages.grouping import BinnedGroup
 
 __all__ = [
     "Baseline",
     "BinBaseline",
+    "BinnedGroup",
     "GroupAdvantageEstimation",
     "RidgeBaseline",
     "SpatialBinning",

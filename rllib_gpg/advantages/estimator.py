@@ -150,7 +150,8 @@ def estimate_group(
         baseline: What returns are compared with: a baseline object or a name, see baselines/.
         lambda_: λ of the λ-returns, as in GAE: below 1, part of what happens later is replaced by
             later values. Needs a baseline that sees the state.
-        memory: The `memory` of the group before; None at first.
+        memory: The `memory` of the group before; None at first. That of another kind of baseline
+            counts as none.
         final_observations: N arrays [1, ...]: the observation after the last step of a trajectory
             that a time limit cut, whose return the baseline then completes; None for a trajectory
             that has ended. Needs a baseline that sees the state. Default None: nothing is
@@ -175,7 +176,7 @@ def estimate_group(
     if final_observations is not None:
         check_finals(final_observations, names)
     lengths_N = np.array([len(reward_T) for reward_T in rewards])
-    earlier = memory or _NOTHING
+    earlier = memory if memory and memory["of"] == type(baseline).__name__ else _NOTHING
 
     # k[n,t] = f(s[n,t], t)
     group = into_bins(binning, observations, lengths_N, names, final_observations)
@@ -196,7 +197,7 @@ def estimate_group(
         # A[n,t] = sum_j (gamma lambda)^j (r[n,t+j] + gamma v[n,t+j+1] - v[n,t+j])
         adv_S = lambda_returns(reward_S, value_S, lengths_N, gamma, lambda_) - value_S
 
-    memory = _remembered(earlier, valuation, adv_S) if baseline.remembers else None
+    memory = _remembered(earlier, baseline, valuation, adv_S) if baseline.remembers else None
     known_S = np.True_ if valuation.alone is None else ~valuation.alone
     in_company_S = (group.counts > 1)[group.bins]
     bins_explain = _explained_variance(ret_S, group.mean_of_others(ret_S), in_company_S)
@@ -224,11 +225,14 @@ def _normalized(adv_S: FloatArray, num_trajectories: int, memory: Any) -> FloatA
     return (adv_S - adv_S.mean()) / max(adv_S.std(), _MIN_STD)
 
 
-def _remembered(earlier: Any, valuation: Valuation, adv_S: FloatArray) -> dict[str, Any]:
+def _remembered(
+    earlier: Any, baseline: Baseline, valuation: Valuation, adv_S: FloatArray
+) -> dict[str, Any]:
     """What the baseline remembers, and the sum of squares that the unit of advantages is from."""
     alone_S = valuation.alone
     num_steps = len(adv_S) if alone_S is None else len(adv_S) - np.count_nonzero(alone_S)
     return {
+        "of": type(baseline).__name__,
         "baseline": valuation.memory,
         "square_sum": _UNIT_DECAY * earlier["square_sum"] + float(adv_S @ adv_S),
         "num_steps": _UNIT_DECAY * earlier["num_steps"] + num_steps,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from rllib_gpg.advantages import Baseline, RidgeBaseline, Valuation
+from rllib_gpg.advantages import Baseline, BinBaseline, RidgeBaseline, Valuation
 from rllib_gpg.advantages.baselines.ridge import RIDGE_STRENGTH
 from rllib_gpg.advantages.binning import (
     SpatialTimeBinning,
@@ -388,10 +388,25 @@ def test_features_that_are_not_one_row_per_step_are_refused():
         estimates(random_groups(0, 1), baseline=ridge)
 
 
-def test_observations_of_another_size_than_remembered_are_refused():
-    groups = [*random_groups(0, 1), ([np.zeros((4, 3))], [np.ones(4)])]
-    with pytest.raises(ValueError, match=r"remembers 11 features .* have 13"):
-        estimates(groups)
+@pytest.mark.parametrize(
+    "other", [RidgeBaseline(num_features=6), RidgeBaseline(num_features=5, seed=1), "wider", "bins"]
+)
+def test_what_is_remembered_of_other_features_or_baselines_counts_for_nothing(other):
+    """A run goes on with other settings: a search restores the state of another trial."""
+    *before, (observations, rewards) = random_groups(0, 4)
+    options = {"gamma": 0.9, "binning": "time", "baseline": SMALL}
+    if other == "wider":
+        before = [([np.column_stack([o, o]) for o in os], rs) for os, rs in before]
+        memory = estimates(before)[-1].memory
+    else:
+        baseline = BinBaseline(decay=0.5) if other == "bins" else other
+        memory = estimates(before, baseline=baseline)[-1].memory
+    found = estimate_group(observations, rewards, memory=memory, **options)
+    fresh = estimate_group(observations, rewards, **options)
+    assert_array_equal(flat(found), flat(fresh))
+    # Other than after groups of the same kind.
+    same_kind = estimates(random_groups(0, 4))[-1]
+    assert not np.allclose(flat(same_kind), flat(fresh))
 
 
 @pytest.mark.parametrize(

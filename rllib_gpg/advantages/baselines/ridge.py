@@ -103,7 +103,7 @@ class RidgeBaseline(Baseline):
         """Returns the value of every step by what earlier groups taught, and learns from this one.
 
         Raises:
-            ValueError: If the observations can't be taken, or have another size than before.
+            ValueError: If the observations can't be taken.
         """
         x_SD = step_numbers(group, self.features)
         moments = Moments.of(x_SD)
@@ -135,6 +135,7 @@ class RidgeBaseline(Baseline):
         alone_S = (count_B == 1.0)[group.bins]
         equations = within_bins(group, phi_of, returns, kept_B, mean_BX, alone_S)
         now = _Memory(
+            kind=earlier.kind,
             moments=earlier.moments.and_those_of(moments) if earlier.moments else moments,
             bins=bins.and_then(current, self.decay) if group.keys_last else bins,
             equations=earlier.equations.and_then(equations, self.decay),
@@ -167,35 +168,27 @@ class RidgeBaseline(Baseline):
         return np.where(known_N, value_N, 0.0)
 
     def _recall(self, memory: Any, num_numbers: int) -> _Memory:
-        """What is remembered, or nothing yet.
-
-        Raises:
-            ValueError: If it is of other observations.
-        """
-        num_features = 2 * num_numbers + self.num_features
-        if memory is None:
-            return _Memory.none(num_features)
-        recalled = _Memory.unpacked(memory)
-        if len(recalled.equations.product) != num_features:
-            raise ValueError(
-                f"{self} remembers {len(recalled.equations.product)} features per step, but "
-                f"these observations have {num_features}. Begin with memory=None."
-            )
-        return recalled
+        """What is remembered; nothing if that is of other features, whose weights mean nothing."""
+        kind = (num_numbers, self.num_features, self.seed)
+        if memory is None or tuple(memory["kind"]) != kind:
+            return _Memory.none(kind, 2 * num_numbers + self.num_features)
+        return _Memory.unpacked(memory)
 
 
 @dataclass(frozen=True)
 class _Memory:
     """What a ridge remembers of earlier groups."""
 
+    kind: tuple[int, int, int]  # of features
     moments: Moments | None
     bins: CarriedBins  # sums of R and of phi
     equations: NormalEquations
     errors: FloatArray  # of every rho in predicting each group with the weights before it
 
     @classmethod
-    def none(cls, num_features: int) -> Self:
+    def none(cls, kind: tuple[int, int, int], num_features: int) -> Self:
         return cls(
+            kind,
             None,
             CarriedBins.none(1 + num_features),
             NormalEquations.none(num_features),
@@ -205,6 +198,7 @@ class _Memory:
     @classmethod
     def unpacked(cls, packed: dict[str, Any]) -> Self:
         return cls(
+            tuple(packed["kind"]),
             Moments(**packed["moments"]),
             CarriedBins(**packed["bins"]),
             NormalEquations(**packed["equations"]),
@@ -213,6 +207,7 @@ class _Memory:
 
     def packed(self) -> dict[str, Any]:
         return {
+            "kind": self.kind,
             "moments": vars(self.moments),
             "bins": vars(self.bins),
             "equations": vars(self.equations),
