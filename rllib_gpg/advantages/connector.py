@@ -54,7 +54,7 @@ class GroupAdvantageEstimation(ConnectorV2):
     With a metrics logger, logs per module: `group_num_episodes`, `group_num_env_steps`,
     `group_num_bins`, `group_singleton_fraction`, `baseline_explained_variance`,
     `bins_explained_variance`, `group_return_mean` and `group_return_std` (of undiscounted returns),
-    and what the baseline itself logs (`baseline_ridge_strength`).
+    and what the baseline itself logs (`baseline_ridge_share`).
     """
 
     def __init__(

@@ -436,7 +436,7 @@ def test_the_piece_remembers_in_the_pipeline_of_another_algorithm() -> None:
     )
     with built(config) as algo:  # type: ignore[arg-type]
         results = [algo.train()["learners"][DEFAULT_MODULE_ID] for _ in range(4)]
-    assert results[0]["baseline_ridge_strength"] == np.inf
+    assert results[0]["baseline_ridge_share"] == 0.0
     assert results[0]["baseline_explained_variance"] == results[0]["bins_explained_variance"]
     assert results[-1]["baseline_explained_variance"] != results[-1]["bins_explained_variance"]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from rllib_gpg.advantages import Baseline, BinBaseline, RidgeBaseline, Valuation
-from rllib_gpg.advantages.baselines.ridge import RIDGE_STRENGTH
+from rllib_gpg.advantages.baselines.ridge import RIDGE_SHARE
 from rllib_gpg.advantages.binning import (
     SpatialTimeBinning,
     StateBinning,
@@ -99,7 +99,8 @@ def test_equals_the_naive_version_over_many_groups_strengths_included(binning):
     expected = naive_ridge(groups, num_features=8, decay=0.8, seed=4, **options)
     strengths = [strength for _, strength in expected]
     assert len(set(strengths)) > 2  # the choice moves
-    assert [estimate.metrics[RIDGE_STRENGTH] for estimate in found] == strengths
+    shares = [1.0 / (1.0 + strength) for strength in strengths]
+    assert [estimate.metrics[RIDGE_SHARE] for estimate in found] == shares
     for estimate, (advantages, _) in zip(found, expected, strict=True):
         assert_allclose(flat(estimate), np.concatenate(advantages), rtol=1e-9, atol=1e-9)
 
@@ -121,7 +122,7 @@ def test_it_predicts_what_bins_cannot():
     found = estimates(random_groups(0, 12, lengths=[20] * 8), baseline="ridge", gamma=0.0)
     assert found[0].baseline_explained_variance == found[0].bins_explained_variance
     assert found[0].bins_explained_variance < 0.0 < 0.8 < found[-1].baseline_explained_variance
-    assert np.isfinite(found[-1].metrics[RIDGE_STRENGTH])
+    assert found[0].metrics[RIDGE_SHARE] == 0.0 < 0.5 < found[-1].metrics[RIDGE_SHARE]
 
 
 def test_noise_that_no_state_explains_is_left_to_the_bins():
@@ -130,8 +131,8 @@ def test_noise_that_no_state_explains_is_left_to_the_bins():
         ([rng.normal(size=(20, 3)) for _ in range(4)], [rng.normal(size=20) for _ in range(4)])
         for _ in range(8)
     ]
-    strengths = [e.metrics[RIDGE_STRENGTH] for e in estimates(groups, baseline="ridge")]
-    assert min(strengths[2:]) >= 3.0
+    shares = [e.metrics[RIDGE_SHARE] for e in estimates(groups, baseline="ridge")]
+    assert max(shares) <= 0.25
 
 
 # -- invariants ------------------------------------------------------------------------------------
@@ -264,7 +265,7 @@ def test_odd_observations_stay_finite(spoil):
 def test_observations_known_from_the_bin_add_nothing_to_bins():
     groups = [([np.arange(len(o))[:, None] for o in os], rs) for os, rs in random_groups(14, 5)]
     for estimate in estimates(groups):
-        assert estimate.metrics[RIDGE_STRENGTH] == np.inf
+        assert estimate.metrics[RIDGE_SHARE] == 0.0
 
 
 def test_longer_than_ever_and_groups_of_one_stay_finite():
@@ -433,8 +434,9 @@ def test_only_truncated_trajectories_are_completed_and_by_earlier_groups_alone()
     one = estimate_group(observations, rewards, final_observations=finals, **options)
     other = estimate_group(observations, completed, **options)
     assert_array_equal(flat(one), flat(other))
-    # Nothing is known before the first group.
+    # Nothing is known before the first group, nor by the weights of other features.
     assert_array_equal(SMALL.final_values(group, None), np.zeros(4))
+    assert_array_equal(RidgeBaseline().final_values(group, memory["baseline"]), np.zeros(4))
 
 
 def test_a_reward_that_never_ends_is_worth_one_over_one_minus_gamma():

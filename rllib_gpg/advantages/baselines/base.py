@@ -54,7 +54,7 @@ class Baseline:
 
     @property
     def remembers(self) -> bool:
-        """Whether earlier groups count, so that a group of one trajectory can learn."""
+        """Whether earlier groups count. Only then a memory is kept, and a group of one learns."""
         return False
 
     @property

@@ -46,7 +46,8 @@ from rllib_gpg.advantages.binning import IntArray
 from rllib_gpg.advantages.grouping import BinnedGroup
 from rllib_gpg.advantages.inputs import FloatArray
 
-RIDGE_STRENGTH = "baseline_ridge_strength"
+# A metric: 1 / (1 + rho), which is finite. 0 where what is left are plain bins.
+RIDGE_SHARE = "baseline_ridge_share"
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ class RidgeBaseline(Baseline):
             equations=earlier.equations.and_then(equations, self.decay),
             errors=self.decay * (earlier.errors + error_C),
         )
-        strength = {RIDGE_STRENGTH: float(STRENGTHS[chosen])}
-        return Valuation(value_S, now.packed(), alone_S, strength)
+        metrics = {RIDGE_SHARE: float(1.0 / (1.0 + STRENGTHS[chosen]))}
+        return Valuation(value_S, now.packed(), alone_S, metrics)
 
     def final_values(self, group: BinnedGroup, memory: Any) -> FloatArray:
         """Returns [N], v of the observations after trajectories that were cut, 0 for the others.
@@ -153,11 +154,12 @@ class RidgeBaseline(Baseline):
         value_N = np.zeros(len(group.lengths))
         finals = group.final_observations or [None] * len(value_N)
         cut_N = np.array([final is not None for final in finals])
-        if memory is None or not group.keys_last or not cut_N.any():
+        if not (cut_N.any() and group.keys_last):
             return value_N
         x_ND = final_numbers(group, self.features)
         earlier = self._recall(memory, x_ND.shape[1])
-        assert earlier.moments is not None
+        if earlier.moments is None:
+            return value_N
         weight_F = earlier.equations.solved()[:, [earlier.errors.argmin()]]
         beside = _residuals(earlier.bins, weight_F).rows_of(group.bin_keys)
         last_N = group.bins[np.cumsum(group.lengths) - 1]
