@@ -14,6 +14,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.annotations import override
 
+from rllib_gpg.advantages.baselines import Baseline
 from rllib_gpg.advantages.binning import BinningFunction
 from rllib_gpg.advantages.connector import GroupAdvantageEstimation
 from rllib_gpg.evaluation import evaluate_episodes
@@ -24,7 +25,16 @@ from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
 from rllib_gpg.validation import CRITIC_SETTINGS, check_arguments, check_config, check_keys
 from rllib_gpg.validation.names import is_said
 
-_ESTIMATOR_SETTINGS = ("gamma", "binning", "leave_one_out", "normalize_advantages")
+_ESTIMATOR_SETTINGS = (
+    "gamma",
+    "binning",
+    "leave_one_out",
+    "normalize_advantages",
+    "baseline",
+    "lambda_",
+    "baseline_decay",
+    "bootstrap_truncated",
+)
 
 # A nearly uniform first policy: returns without a critic are noisy, and whatever the first policy
 # happens to prefer is hard to unlearn.
@@ -75,6 +85,10 @@ class GPGConfig(AlgorithmConfig):
         self.binning: str | BinningFunction = "time"
         self.leave_one_out = False
         self.normalize_advantages = True
+        self.baseline: str | Baseline = "bins"
+        self.lambda_ = 1.0
+        self.baseline_decay: float | None = None
+        self.bootstrap_truncated = False
         self.max_episode_steps: int | None = None
         self.episodes_per_share: int | None = None
 
@@ -122,6 +136,10 @@ class GPGConfig(AlgorithmConfig):
         binning: str | BinningFunction = NotProvided,
         leave_one_out: bool = NotProvided,
         normalize_advantages: bool = NotProvided,
+        baseline: str | Baseline = NotProvided,
+        lambda_: float = NotProvided,
+        baseline_decay: float | None = NotProvided,
+        bootstrap_truncated: bool = NotProvided,
         num_minibatches: int = NotProvided,
         clip_param: float = NotProvided,
         entropy_coeff: Any = NotProvided,
@@ -136,8 +154,8 @@ class GPGConfig(AlgorithmConfig):
             group_size: Whole episodes (of the env, if there are several agents) per update, over
                 all env runners. Larger groups make better baselines and smoother updates, at more
                 env steps each; 8 to 128 are usual. With 1 and time bins there is nothing to compare
-                with, and so no signal. Default 32: with it and the other defaults both CartPole and
-                LunarLander are learned.
+                with, and so no signal, unless the baseline remembers earlier groups. Default 32:
+                with it and the other defaults both CartPole and LunarLander are learned.
             binning: Which steps share a baseline (equation 6): "time" (default, as in all headline
                 experiments of the paper), "universal", "state"; an object such as
                 `rllib_gpg.advantages.SpatialTimeBinning(epsilon=0.2)`; or a function
@@ -147,6 +165,21 @@ class GPGConfig(AlgorithmConfig):
             normalize_advantages: Whether to normalise advantages by their mean and standard
                 deviation over the steps of the group, as PPO does. Makes `lr` independent of the
                 scale of rewards. Default True.
+            baseline: What returns are compared with: "bins" (default), the mean of the bin, as in
+                the paper; "ridge", which also sees where in the bin a state lies, by a regression
+                on fixed features that is solved in closed form and remembers earlier groups, for
+                more from each episode where groups are small or episodes long; or an object such as
+                `rllib_gpg.advantages.RidgeBaseline(num_features=128)`, also of a class of one's
+                own. With "ridge" set `lambda_` too.
+            lambda_: PPO's name, and GAE's λ, over a baseline that isn't trained. Below 1, part of
+                what happens later is replaced by its value: less noise, some bias. 0.95 to 0.98 are
+                usual with "ridge"; refused with a baseline that doesn't see the state. Default 1.
+            baseline_decay: The weight of each group relative to the next one in what the baseline
+                remembers, in [0, 1). Default None: that of the baseline, 0 (nothing) for "bins"
+                and 0.8 for "ridge". Above 0, a group of one learns too.
+            bootstrap_truncated: Whether the return of an episode that a time limit cuts is
+                completed by the baseline's value of its last observation. Needs a baseline that
+                sees the state, and gamma below 1. Default False: returns stop at the cut.
             num_minibatches: Minibatches per epoch, default 4. A group's number of steps changes
                 from one iteration to the next, so that this and not `minibatch_size` keeps the
                 number of gradient steps constant. Set one of them.
@@ -185,6 +218,10 @@ class GPGConfig(AlgorithmConfig):
             binning=binning,
             leave_one_out=leave_one_out,
             normalize_advantages=normalize_advantages,
+            baseline=baseline,
+            lambda_=lambda_,
+            baseline_decay=baseline_decay,
+            bootstrap_truncated=bootstrap_truncated,
             num_minibatches=num_minibatches,
             clip_param=clip_param,
             entropy_coeff=entropy_coeff,

@@ -33,6 +33,7 @@ GROUP_METRICS = {
     "group_num_bins",
     "group_singleton_fraction",
     "baseline_explained_variance",
+    "bins_explained_variance",
     "group_return_mean",
     "group_return_std",
     "clip_fraction",
@@ -217,13 +218,14 @@ def module_results(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def snapshot(algo: GPG) -> dict[str, Any]:
-    """Copies of all arrays that learning changes: module and optimizer of the (local) learner.
+    """Copies of all that learning changes: module, optimizer, what connector pieces remember.
 
     Copies, because a learner's state is a view of its live parameters.
     """
     state = algo.learner_group.foreach_learner(lambda learner: learner.get_state())
     state = state.result_or_errors[0].get()
-    return copy.deepcopy({name: state[name] for name in ("rl_module", "optimizer")})
+    parts = ("rl_module", "optimizer", "connector_pieces")
+    return copy.deepcopy({name: state[name] for name in parts})
 
 
 def same(one: Any, other: Any) -> bool:

@@ -41,7 +41,7 @@ NORMALIZED = {**SMALL_NET, "normalize_observations": True}
 
 
 def config_with_state(**env_runners: Any) -> GPGConfig:
-    """Everything that has a state: schedules, KL coefficient, observation statistics.
+    """Everything that has a state: schedules, KL coefficient, observation statistics, baseline.
 
     A group has 60 env steps; the KL divergence is above its target in every iteration.
     """
@@ -54,6 +54,8 @@ def config_with_state(**env_runners: Any) -> GPGConfig:
             use_kl_loss=True,
             kl_coeff=0.2,
             kl_target=1e-9,
+            baseline="ridge",
+            lambda_=0.9,
         )
         .rl_module(model_config=NORMALIZED)
         .env_runners(**env_runners)

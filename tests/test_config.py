@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import cloudpickle
+import gymnasium as gym
+import numpy as np
 import pytest
 from ray import tune
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
@@ -19,9 +21,16 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.tune.registry import get_trainable_cls
 
 from rllib_gpg import GPG, GPGConfig
-from rllib_gpg.advantages import SpatialBinning, SpatialTimeBinning, TimeBinning
+from rllib_gpg.advantages import (
+    BinBaseline,
+    RidgeBaseline,
+    SpatialBinning,
+    SpatialTimeBinning,
+    TimeBinning,
+)
 from rllib_gpg.learning import DefaultGPGTorchRLModule, GPGCatalog, GPGTorchLearner
 from rllib_gpg.sampling import GroupEnvRunner
+from rllib_gpg.validation import check_spaces
 from tests.envs import Identity
 from tests.helpers import SMALL_NET, LinearPolicy, built, module_results, small_config
 
@@ -30,7 +39,6 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 CRITIC_SETTINGS = {
     "use_critic": True,
     "use_gae": False,
-    "lambda_": 0.95,
     "vf_loss_coeff": 0.5,
     "vf_clip_param": 10.0,
     "vf_share_layers": True,
@@ -160,9 +168,110 @@ def test_a_critic_setting_is_refused_by_name(way: str, name: str, value: Any) ->
     assert "group_size" in str(error.value)
 
 
-def test_the_lambda_of_a_dict_config_is_refused_too() -> None:
-    with pytest.raises(ValueError, match=r"no critic.*lambda"):
-        GPGConfig().update_from_dict({"env": "CartPole-v1", "lambda": 0.95}).validate()
+def test_lambda_is_refused_over_bins_with_the_way_out_and_taken_over_a_ridge() -> None:
+    """Also in a dict config, under the name that it has there in PPO."""
+    config = GPGConfig().update_from_dict({"env": "CartPole-v1", "lambda": 0.95})
+    with pytest.raises(ValueError, match=r"lambda_=0.95 .*don't see the state.*baseline='ridge'"):
+        config.validate()
+    config.training(baseline="ridge").validate()
+    assert config.lambda_ == 0.95
+
+
+@pytest.mark.parametrize(
+    ("training", "match"),
+    [
+        ({"baseline": "rigde"}, r"`baseline`OF: Unknown .*nearest is 'ridge'"),
+        ({"baseline": RidgeBaseline}, "`baseline`OF: baseline must be a name or an object"),
+        ({"baseline": "ridge", "lambda_": 1.2}, r"`baseline`OF: lambda_ must lie in \[0, 1\]"),
+        ({"baseline": "ridge", "lambda_": "0.9"}, r"`baseline`OF: lambda_ must lie in \[0, 1\]"),
+        ({"baseline": BinBaseline(0.8), "lambda_": 0.9}, "`baseline`OF: .*don't see the state"),
+        ({"baseline_decay": 1.0}, r"`baseline`OF: decay must lie in \[0, 1\)"),
+        ({"baseline": RidgeBaseline(), "baseline_decay": 0.5}, "`baseline`OF: .*its own setting"),
+        ({"bootstrap_truncated": True}, "`baseline`OF: A truncated episode.*baseline='ridge'"),
+        (
+            {"bootstrap_truncated": True, "baseline": "ridge", "gamma": 1.0},
+            "`bootstrap_truncated`OF needs `gamma` < 1",
+        ),
+    ],
+)
+@pytest.mark.parametrize("of_module", [False, True])
+def test_baselines_that_cannot_be_meant_are_refused(
+    training: dict[str, Any], match: str, of_module: bool
+) -> None:
+    config = cartpole()
+    if of_module:
+        overrides = {"default_policy": training}
+        config.rl_module(algorithm_config_overrides_per_module=overrides)
+    else:
+        config.training(**training)
+    of = " of module 'default_policy'" if of_module else ""
+    with pytest.raises(ValueError, match=match.replace("OF", of)):
+        config.validate()
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"baseline": "ridge", "lambda_": 0.0},
+        {"baseline": "ridge", "leave_one_out": True},
+        {"baseline": "ridge", "baseline_decay": 0.5, "bootstrap_truncated": True},
+        {"baseline": RidgeBaseline(num_features=8), "lambda_": 0.95},
+        {"baseline_decay": 0.8},
+        {"baseline": BinBaseline(decay=0.8)},
+    ],
+)
+def test_baselines_that_can_be_meant_are_taken(training: dict[str, Any]) -> None:
+    cartpole().training(**training).validate()
+
+
+def spaces_of(space: gym.Space) -> dict[str, tuple[gym.Space, gym.Space]]:
+    return {"default_policy": (space, gym.spaces.Discrete(2))}
+
+
+@pytest.mark.parametrize(
+    ("space", "got"),
+    [
+        (gym.spaces.Box(0, 255, (42, 42, 1), np.uint8), "1764"),
+        (
+            gym.spaces.Dict({"a": gym.spaces.Box(0, 1, (1000,)), "b": gym.spaces.Discrete(25)}),
+            "1025",
+        ),
+        (gym.spaces.Sequence(gym.spaces.Discrete(2)), "something else"),
+    ],
+    ids=["image", "dict", "sequence"],
+)
+def test_what_a_ridge_cannot_take_is_refused_before_the_first_sample(
+    space: gym.Space, got: str
+) -> None:
+    ridge = RidgeBaseline(features=lambda observations, timesteps: timesteps)
+    check_spaces(cartpole().training(baseline=ridge), spaces_of(space))
+    with pytest.raises(ValueError, match=f"at most 1024 numbers per step, got {got}.*features=f"):
+        check_spaces(cartpole().training(baseline="ridge"), spaces_of(space))
+
+
+def test_what_a_ridge_can_take_is_taken() -> None:
+    flat = gym.spaces.Box(-1.0, 1.0, (400,))
+    nested = gym.spaces.Dict({"a": flat, "b": gym.spaces.Tuple([gym.spaces.Discrete(5), flat])})
+    for space in (flat, gym.spaces.Discrete(48), nested, gym.spaces.MultiDiscrete([3, 4])):
+        check_spaces(cartpole().training(baseline="ridge"), spaces_of(space))
+
+
+@pytest.mark.parametrize(
+    ("training", "warns"),
+    [
+        ({}, True),
+        ({"baseline": "ridge"}, False),
+        ({"baseline_decay": 0.5}, False),
+        ({"baseline": "ridge", "baseline_decay": 0.0}, True),
+        ({"group_size": 2}, False),
+    ],
+)
+def test_a_group_of_one_is_warned_of_only_where_nothing_can_be_learned(
+    training: dict[str, Any], warns: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    config = cartpole().training(**{"group_size": 1, **training})
+    check_spaces(config, spaces_of(gym.spaces.Box(-1.0, 1.0, (4,))))
+    assert any("nothing will be learned" in str(w.message) for w in recwarn) == warns
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -242,8 +351,8 @@ def test_a_catalog_of_ppos_is_refused_for_the_default_module() -> None:
 
 
 def test_all_critic_settings_given_are_named_at_once() -> None:
-    with pytest.raises(ValueError, match="lambda_, vf_loss_coeff"):
-        cartpole().training(lambda_=0.9, vf_loss_coeff=1.0).validate()
+    with pytest.raises(ValueError, match="use_gae, vf_loss_coeff"):
+        cartpole().training(use_gae=False, vf_loss_coeff=1.0).validate()
 
 
 def test_rllibs_dataclass_of_model_settings_is_accepted() -> None:

@@ -52,6 +52,7 @@ def test_every_example_runs_and_keeps_what_it_says(script: str, tmp_path: Path) 
         "cartpole_gpg.py",
         "cliff_walking_gpg.py",
         "curiosity_gpg.py",
+        "own_baseline_gpg.py",
         "multi_agent_cartpole_gpg.py",
         "multi_agent_cartpole_gpg.py --shared-policy --num-env-runners 1",
         "two_policies_gpg.py",

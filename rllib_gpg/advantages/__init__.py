@@ -1,5 +1,10 @@
-"""What each step of a group was worth: the estimator and its binnings, in NumPy alone."""
+"""What each step of a group was worth: the estimator, its binnings and baselines.
 
+Functions of NumPy arrays, which need no running Ray, but for the connector. Importing them loads
+Ray all the same: `rllib_gpg` registers its trainable with Ray Tune.
+"""
+
+from rllib_gpg.advantages.baselines import Baseline, BinBaseline, RidgeBaseline, Valuation
 from rllib_gpg.advantages.binning import (
     SpatialBinning,
     SpatialTimeBinning,
@@ -8,14 +13,21 @@ from rllib_gpg.advantages.binning import (
     UniversalBinning,
 )
 from rllib_gpg.advantages.connector import GroupAdvantageEstimation
-from rllib_gpg.advantages.estimator import estimate_advantages
+from rllib_gpg.advantages.estimator import estimate_advantages, estimate_group
+from rllib_gpg.advantages.grouping import BinnedGroup
 
 __all__ = [
+    "Baseline",
+    "BinBaseline",
+    "BinnedGroup",
     "GroupAdvantageEstimation",
+    "RidgeBaseline",
     "SpatialBinning",
     "SpatialTimeBinning",
     "StateBinning",
     "TimeBinning",
     "UniversalBinning",
+    "Valuation",
     "estimate_advantages",
+    "estimate_group",
 ]

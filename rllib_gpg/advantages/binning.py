@@ -18,6 +18,11 @@ biases the gradient, and nothing here can notice.
     ...     x = observations[:, 0]
     ...     return np.cumsum(np.diff(x > 0, prepend=x[0] > 0))  # cumulative: never looks ahead
 
+A baseline that remembers earlier groups (baselines/) needs to know whether equal keys of two
+groups name the same bin. Those of the built-in binnings do. A function of yours, whose keys might
+as well be numbers of clusters found anew in each group, says so: ``laps.keys_last = True``.
+Otherwise its bins are those of one group only.
+
 Axes: T = steps of one trajectory, D = dimensions of one flattened observation.
 """
 
@@ -26,7 +31,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,7 +43,13 @@ _ELSE = "For others give a function f(observations, timesteps) -> integer keys."
 
 
 class Binning:
-    """Base of the built-in binnings: a binning function that can look at a space beforehand."""
+    """Base of the built-in binnings: a binning function that can look at a space beforehand.
+
+    Attributes:
+        keys_last: Whether equal keys of two groups name the same bin, see the head of this file.
+    """
+
+    keys_last: ClassVar[bool] = False
 
     def __call__(self, observations: Any, timesteps: IntArray) -> IntArray:
         """Returns the keys, [T] or [T, k], of one trajectory: see the head of this file."""
@@ -57,6 +68,8 @@ class Binning:
 class TimeBinning(Binning):
     """f(s, t) = t: the paper's choice in all its main experiments, and the default."""
 
+    keys_last = True
+
     def __call__(self, observations: Any, timesteps: IntArray) -> IntArray:
         """Returns the timesteps themselves, [T]."""
         return timesteps
@@ -69,6 +82,8 @@ class UniversalBinning(Binning):
     To the letter this holds for a terminal reward, gamma 1 and trajectories of equal length.
     """
 
+    keys_last = True
+
     def __call__(self, observations: Any, timesteps: IntArray) -> IntArray:
         """Returns zeros, [T]."""
         return np.zeros_like(timesteps)
@@ -80,6 +95,8 @@ class StateBinning(Binning):
 
     Two observations share a bin when they are exactly equal; 0.0 and -0.0 are equal.
     """
+
+    keys_last = True
 
     def __call__(self, observations: Any, timesteps: IntArray) -> IntArray:
         """Returns the bytes of each observation as 64-bit words, [T, ceil(bytes / 8)]."""
@@ -120,6 +137,8 @@ class SpatialBinning(Binning):
     Raises:
         ValueError: If epsilon is not positive and finite.
     """
+
+    keys_last = True
 
     epsilon: float | Sequence[float] | NDArray[np.floating]
 
@@ -224,6 +243,11 @@ def resolve_binning(binning: str | BinningFunction) -> BinningFunction:
             f"f(observations, timesteps) -> keys, got {binning!r}."
         )
     return binning
+
+
+def keys_last(binning: BinningFunction) -> bool:
+    """Whether equal keys of two groups name the same bin: True only if the binning says so."""
+    return bool(getattr(binning, "keys_last", False))
 
 
 def _numeric_rows(observations: Any, binning: Binning) -> NDArray[Any]:

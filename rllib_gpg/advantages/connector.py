@@ -12,16 +12,21 @@ import torch
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.numpy import convert_to_numpy
 from ray.rllib.utils.spaces.space_utils import batch as batch_items
-from ray.rllib.utils.typing import EpisodeType, ModuleID
+from ray.rllib.utils.typing import EpisodeType, ModuleID, StateDict
 
+from rllib_gpg.advantages.baselines import Baseline, resolve_baseline
+from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import BinningFunction
 from rllib_gpg.advantages.estimator import GroupEstimate, estimate_group
+
+_MEMORY = "memory"
 
 
 class GroupAdvantageEstimation(ConnectorV2):
@@ -44,9 +49,12 @@ class GroupAdvantageEstimation(ConnectorV2):
             learner_connector=lambda obs_space, act_space: GroupAdvantageEstimation(gamma=0.99)
         )
 
+    What a baseline remembers of earlier groups is this piece's state: `get_state`, `set_state`.
+
     With a metrics logger, logs per module: `group_num_episodes`, `group_num_env_steps`,
     `group_num_bins`, `group_singleton_fraction`, `baseline_explained_variance`,
-    `group_return_mean` and `group_return_std` (of undiscounted returns).
+    `bins_explained_variance`, `group_return_mean` and `group_return_std` (of undiscounted returns),
+    and what the baseline itself logs (`baseline_ridge_share`).
     """
 
     def __init__(
@@ -58,6 +66,10 @@ class GroupAdvantageEstimation(ConnectorV2):
         binning: str | BinningFunction = "time",
         leave_one_out: bool = False,
         normalize_advantages: bool = True,
+        baseline: str | Baseline = "bins",
+        lambda_: float = 1.0,
+        baseline_decay: float | None = None,
+        bootstrap_truncated: bool = False,
         module_overrides: Mapping[ModuleID, Mapping[str, Any]] | None = None,
     ):
         """Initializes a GroupAdvantageEstimation instance.
@@ -70,17 +82,33 @@ class GroupAdvantageEstimation(ConnectorV2):
             leave_one_out: Whether a trajectory's own return is left out of its baselines.
             normalize_advantages: Whether to normalise the advantages of a module's group by their
                 mean and standard deviation over all steps.
-            module_overrides: Per module, other values of the four settings above; other settings
-                in it are passed over. Read at each call.
+            baseline: What returns are compared with, see `rllib_gpg.advantages.baselines`.
+            lambda_: λ of the λ-returns, as in GAE. Below 1 it needs a baseline that sees the state.
+            baseline_decay: The decay of a baseline that is given by name. None: its default.
+            bootstrap_truncated: Whether the baseline completes the returns of truncated episodes.
+                Needs one that sees the state.
+            module_overrides: Per module, other values of the settings above; other settings in it
+                are passed over. Read at each call.
+
+        Raises:
+            ValueError: If the settings of some module don't go together.
         """
         super().__init__(input_observation_space, input_action_space)
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "gamma": gamma,
             "binning": binning,
             "leave_one_out": leave_one_out,
             "normalize_advantages": normalize_advantages,
+            "baseline": baseline,
+            "lambda_": lambda_,
+            "baseline_decay": baseline_decay,
+            "bootstrap_truncated": bootstrap_truncated,
         }
         self._module_overrides = {} if module_overrides is None else module_overrides
+        for module_id in ("", *self._module_overrides):
+            self._settings_of(module_id)  # refuses what doesn't go together
+        # What the baseline of each module has handed back.
+        self._memory: dict[ModuleID, Any] = {}
 
     @override(ConnectorV2)
     def __call__(
@@ -98,6 +126,8 @@ class GroupAdvantageEstimation(ConnectorV2):
             ValueError: If an episode isn't whole; if a reward or an observation isn't finite; if
                 the binning returns keys it must not. The error names the episode.
         """
+        if isinstance(rl_module, MultiRLModule):
+            self._memory = {mid: kept for mid, kept in self._memory.items() if mid in rl_module}
         groups: dict[ModuleID, list[SingleAgentEpisode]] = defaultdict(list)
         for episode in self.single_agent_episode_iterator(episodes, agents_that_stepped_only=False):
             _check_whole(episode)
@@ -106,12 +136,17 @@ class GroupAdvantageEstimation(ConnectorV2):
             # At the end of the pipeline there is a batch per module; at its beginning, none yet.
             columns = batch.get(module_id)
             rewards = _rewards(group) if columns is None else _rewards_left_in(columns, group)
+            settings, bootstrap = self._settings_of(module_id)
             estimate = estimate_group(
                 [_observations(episode) for episode in group],
                 rewards,
+                memory=self._memory.get(module_id),
+                final_observations=_final_observations(group) if bootstrap else None,
                 names=[_name(episode) for episode in group],
-                **self._settings_of(module_id),
+                **settings,
             )
+            if estimate.memory is not None:
+                self._memory[module_id] = estimate.memory
             if columns is None:
                 self._add_items(batch, group, estimate.advantages)
             else:
@@ -120,11 +155,34 @@ class GroupAdvantageEstimation(ConnectorV2):
                 metrics.log_dict(_group_metrics(rewards, estimate), key=module_id, window=1)
         return batch
 
-    def _settings_of(self, module_id: ModuleID) -> dict[str, Any]:
+    @override(ConnectorV2)
+    def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
+        """Returns what the baselines remember of earlier groups, per module."""
+        return {_MEMORY: dict(self._memory)}
+
+    @override(ConnectorV2)
+    def set_state(self, state: StateDict) -> None:
+        """Restores what `get_state` returned, and forgets modules that aren't in it."""
+        self._memory = dict(state[_MEMORY])
+
+    @override(ConnectorV2)
+    def reset_state(self) -> None:
+        """Forgets all earlier groups."""
+        self._memory = {}
+
+    def _settings_of(self, module_id: ModuleID) -> tuple[dict[str, Any], bool]:
+        """Returns a module's settings for `estimate_group`, and whether to show it final steps."""
         overrides = self._module_overrides.get(module_id, {})
         settings = {name: overrides.get(name, value) for name, value in self._settings.items()}
+        baseline = resolve_baseline(
+            settings.pop("baseline"),
+            decay=settings.pop("baseline_decay"),
+            leave_one_out=settings.pop("leave_one_out"),
+        )
+        bootstrap = settings.pop("bootstrap_truncated")
+        check_uses(baseline, lambda_=settings["lambda_"], bootstrap=bootstrap)
         normalize = settings.pop("normalize_advantages")
-        return {**settings, "normalize": normalize}
+        return {**settings, "baseline": baseline, "normalize": normalize}, bootstrap
 
     def _add_items(
         self,
@@ -190,7 +248,20 @@ def _is_step(columns: Mapping[str, Any]) -> np.ndarray:
 
 def _observations(episode: SingleAgentEpisode) -> Any:
     """Returns the observations of the episode's steps, without the final one: [T, ...]."""
-    observations = episode.get_observations(slice(0, len(episode)))
+    return _as_array(episode.get_observations(slice(0, len(episode))))
+
+
+def _final_observations(group: Sequence[SingleAgentEpisode]) -> list[Any]:
+    """Returns the observation after the last step, [1, ...], of truncated episodes; else None."""
+    return [
+        None
+        if episode.is_terminated
+        else _as_array(episode.get_observations(slice(len(episode), len(episode) + 1)))
+        for episode in group
+    ]
+
+
+def _as_array(observations: Any) -> Any:
     return batch_items(observations) if isinstance(observations, list) else observations
 
 
@@ -221,6 +292,8 @@ def _group_metrics(rewards: Sequence[np.ndarray], estimate: GroupEstimate) -> di
         "group_num_bins": estimate.num_bins,
         "group_singleton_fraction": estimate.singleton_fraction,
         "baseline_explained_variance": estimate.baseline_explained_variance,
+        "bins_explained_variance": estimate.bins_explained_variance,
+        **estimate.metrics,
         "group_return_mean": float(returns.mean()),
         "group_return_std": float(returns.std()),
     }

@@ -6,45 +6,64 @@ trajectory n. Array names carry their axes:
     N  trajectories
     T  steps of one trajectory
     S  steps of the whole group, trajectory after trajectory: the pairs (n, t)
-    K  the integers that make up one key
-    B  bins
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rllib_gpg.advantages.baselines import Baseline, Valuation, resolve_baseline
+from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import BinningFunction, resolve_binning
-from rllib_gpg.advantages.grouping import bin_keys, first_visits, key_codes
-from rllib_gpg.advantages.returns import returns_to_go
-
-FloatArray = NDArray[np.float64]
+from rllib_gpg.advantages.grouping import into_bins
+from rllib_gpg.advantages.inputs import (
+    FloatArray,
+    as_arrays,
+    check_finals,
+    check_finite,
+    default_names,
+)
+from rllib_gpg.advantages.returns import lambda_returns, returns_to_go
 
 # Below this standard deviation advantages are rounding errors: as in RLlib's PPO.
 _MIN_STD = 1e-4
+# How much the unit of advantages of a group counts in that of the next, where groups are too small
+# to have one of their own.
+_UNIT_DECAY = 0.9
+_NOTHING = {"baseline": None, "square_sum": 0.0, "num_steps": 0.0}
 
 
 @dataclass(frozen=True)
 class GroupEstimate:
-    """The advantages of a group, and what its bins were like.
+    """The advantages of a group, and what its bins and its baseline were like.
 
     Attributes:
         advantages: N arrays [T_n], float64, in the unit of the rewards unless normalised.
+        memory: What to give with the next group, for baselines that remember.
         num_bins: Bins that some trajectory of the group visited.
         singleton_fraction: Share of first visits that are alone in their bin, in [0, 1]. Near 1
-            there is no signal: take coarser bins or a larger group.
-        baseline_explained_variance: 1 - Var(A) / Var(R) over all steps, before normalisation. 0
-            when all returns are equal: there is nothing to explain then, and nan breaks loggers.
-            1 is a perfect baseline or a group of singletons.
+            plain bins give no signal: take coarser ones, a larger group or a baseline that
+            remembers.
+        baseline_explained_variance: 1 - Var(R - v) / Var(R), where v leaves the step's own
+            trajectory out, even if the baseline doesn't: how well the returns of a trajectory are
+            predicted by others. Over the steps that can be compared with others. 0 if there are
+            none, or their returns are all equal: there is nothing to explain then, and nan breaks
+            loggers. Negative where the mean return of all steps would do better.
+        bins_explained_variance: The same of the bins of this group alone, so that one sees what
+            another baseline is worth.
+        metrics: Numbers from the baseline.
     """
 
     advantages: list[FloatArray]
+    memory: Any
     num_bins: int
     singleton_fraction: float
     baseline_explained_variance: float
+    bins_explained_variance: float
+    metrics: Mapping[str, float]
 
 
 def estimate_advantages(
@@ -55,6 +74,10 @@ def estimate_advantages(
     binning: str | BinningFunction,
     leave_one_out: bool = False,
     normalize: bool = False,
+    baseline: str | Baseline = "bins",
+    lambda_: float = 1.0,
+    memory: Any = None,
+    final_observations: Sequence[Any] | None = None,
 ) -> list[FloatArray]:
     """The advantage of every step of a group: ``estimate_group(...).advantages``.
 
@@ -71,6 +94,10 @@ def estimate_advantages(
         binning=binning,
         leave_one_out=leave_one_out,
         normalize=normalize,
+        baseline=baseline,
+        lambda_=lambda_,
+        memory=memory,
+        final_observations=final_observations,
     ).advantages
 
 
@@ -82,18 +109,33 @@ def estimate_group(
     binning: str | BinningFunction,
     leave_one_out: bool = False,
     normalize: bool = False,
+    baseline: str | Baseline = "bins",
+    lambda_: float = 1.0,
+    memory: Any = None,
+    final_observations: Sequence[Any] | None = None,
     names: Sequence[str] | None = None,
 ) -> GroupEstimate:
     """Estimates the advantage of every step of a group of trajectories (Algorithm 2).
 
     Assumes whole trajectories, sampled independently under one policy; a trajectory that a time
-    limit cut counts as it is. A bin's baseline is the mean return of the trajectories that visit
-    it, each entered once, at its first visit (equation 6). A bin that one trajectory alone visits
-    (a singleton) gives that first visit A = 0.
+    limit cut counts as it is, unless its final observation is given. A bin's baseline is the mean
+    return of the trajectories that visit it, each entered once, at its first visit (equation 6). A
+    bin that one trajectory alone visits (a singleton) gives that first visit A = 0.
+
+    Baselines that remember are given what they learned from earlier groups, and hand back what to
+    remember::
+
+        memory = None
+        for observations, rewards in groups:
+            estimate = estimate_group(
+                observations, rewards, gamma=0.99, binning="time", baseline="ridge", lambda_=0.95,
+                memory=memory,
+            )
+            memory = estimate.memory
 
     Args:
         observations: N arrays [T_n, ...], one observation per step, without the final one. A
-            custom binning may take dicts or tuples of such arrays.
+            custom binning may take dicts or tuples of such arrays; so does "ridge".
         rewards: N arrays [T_n]. Any unit; summed in float64.
         gamma: Discount factor in [0, 1], per step.
         binning: A binning object, a function ``f(observations, timesteps) -> keys`` or a name, see
@@ -102,141 +144,116 @@ def estimate_group(
             unbiased (Proposition 1). Not in the paper. A singleton has no other entry and falls
             back to its own, as without leave_one_out.
         normalize: Return (A - mean) / max(std, 1e-4), over all steps of the group, as RLlib's PPO
-            does. The floor keeps advantages that are zero up to rounding from being blown up.
+            does. The floor keeps advantages that are zero up to rounding from being blown up. With
+            a baseline that remembers, those of a group of one are divided by their root mean
+            square over this and earlier groups: its own mean would take its signal away.
+        baseline: What returns are compared with: a baseline object or a name, see baselines/.
+        lambda_: λ of the λ-returns, as in GAE: below 1, part of what happens later is replaced by
+            later values. Needs a baseline that sees the state.
+        memory: The `memory` of the group before; None at first. That of another kind of baseline
+            counts as none.
+        final_observations: N arrays [1, ...]: the observation after the last step of a trajectory
+            that a time limit cut, whose return the baseline then completes; None for a trajectory
+            that has ended. Needs a baseline that sees the state. Default None: nothing is
+            completed.
         names: N words for the trajectories, for errors; "trajectory 3" by default.
 
     Returns:
-        The advantages, in the order of the trajectories, and statistics of the bins.
+        The advantages, in the order of the trajectories, statistics of the bins, and the memory.
 
     Raises:
         ValueError: If the group or a trajectory is empty, lengths disagree, a reward or an
-            observation is not finite, gamma is outside [0, 1], or keys have the wrong shape.
+            observation is not finite, gamma or lambda_ is outside [0, 1], keys have the wrong
+            shape, or a setting needs a baseline that sees the state.
         TypeError: If keys are not integers, or the binning cannot take the observations.
     """
     binning = resolve_binning(binning)
-    names = names or _default_names(rewards)
-    observations, rewards = _as_arrays(observations, rewards, names)
+    baseline = resolve_baseline(baseline, leave_one_out=leave_one_out)
+    check_uses(baseline, lambda_=lambda_, bootstrap=final_observations is not None)
+    names = names or default_names(rewards)
+    observations, rewards = as_arrays(observations, rewards, names)
     check_finite(observations, rewards, names)
+    if final_observations is not None:
+        check_finals(final_observations, names)
     lengths_N = np.array([len(reward_T) for reward_T in rewards])
+    earlier = memory if memory and memory["of"] == type(baseline).__name__ else _NOTHING
 
-    # R[n,t] = sum_{s>=t} gamma^(s-t) * r[n,s]
-    ret_S = returns_to_go(np.concatenate(rewards), lengths_N, gamma)
     # k[n,t] = f(s[n,t], t)
-    key_SK = bin_keys(binning, observations, lengths_N, names)
-    # first[n,t] = no t' < t in trajectory n has the same key
-    trajectory_S = np.repeat(np.arange(len(lengths_N)), lengths_N)
-    bin_S, entry_S = first_visits(key_codes(key_SK), trajectory_S)
-    first_S = entry_S == np.arange(len(ret_S))
-    # b(k) = mean of R[n,t] over all (n,t) of the group with key k and first[n,t]
-    count_B = np.bincount(bin_S[first_S])
-    sum_B = np.bincount(bin_S[first_S], weights=ret_S[first_S])
-    base_S = (sum_B / count_B)[bin_S]
-    if leave_one_out:
-        # b_loo[n,k] = (sum - own) / (count - 1), own = R of trajectory n at its first visit to k
-        own_S, count_S = ret_S[entry_S], count_B[bin_S]
-        others_S = (sum_B[bin_S] - own_S) / np.maximum(count_S - 1, 1)
-        base_S = np.where(count_S > 1, others_S, own_S)
-    # A[n,t] = R[n,t] - b(k[n,t])
-    adv_S = ret_S - base_S
+    group = into_bins(binning, observations, lengths_N, names, final_observations)
+    reward_S = np.concatenate(rewards)
+    if final_observations is not None:
+        # r[n,T-1] += gamma v(s[n,T]), where a time limit cut trajectory n
+        reward_S[np.cumsum(lengths_N) - 1] += gamma * baseline.final_values(
+            group, earlier["baseline"]
+        )
+    # R[n,t] = sum_{s>=t} gamma^(s-t) * r[n,s]
+    ret_S = returns_to_go(reward_S, lengths_N, gamma)
+    # v[n,t] = b(k[n,t]), and what else the baseline sees
+    valuation = baseline.values(group, ret_S, earlier["baseline"])
+    value_S = valuation.values
+    # A[n,t] = R[n,t] - v[n,t]
+    adv_S = ret_S - value_S
+    if lambda_ < 1.0:
+        # A[n,t] = sum_j (gamma lambda)^j (r[n,t+j] + gamma v[n,t+j+1] - v[n,t+j])
+        adv_S = lambda_returns(reward_S, value_S, lengths_N, gamma, lambda_) - value_S
 
-    explained = _explained_variance(adv_S, ret_S)
-    if normalize:
-        adv_S = (adv_S - adv_S.mean()) / max(adv_S.std(), _MIN_STD)
+    memory = _remembered(earlier, baseline, valuation, adv_S) if baseline.remembers else None
+    known_S = np.True_ if valuation.alone is None else ~valuation.alone
+    in_company_S = (group.counts > 1)[group.bins]
+    bins_explain = _explained_variance(ret_S, group.mean_of_others(ret_S), in_company_S)
     return GroupEstimate(
-        advantages=np.split(adv_S, np.cumsum(lengths_N)[:-1]),
-        num_bins=len(count_B),
-        singleton_fraction=float((count_B == 1).sum() / first_S.sum()),
-        baseline_explained_variance=explained,
+        advantages=np.split(
+            _normalized(adv_S, len(lengths_N), memory) if normalize else adv_S,
+            np.cumsum(lengths_N)[:-1],
+        ),
+        memory=memory,
+        num_bins=len(group.counts),
+        singleton_fraction=float((group.counts == 1).sum() / len(group.first_visits)),
+        baseline_explained_variance=(
+            bins_explain if baseline.keeps_own else _explained_variance(ret_S, value_S, known_S)
+        ),
+        bins_explained_variance=bins_explain,
+        metrics=valuation.metrics,
     )
 
 
-def check_finite(
-    observations: Sequence[Any],
-    rewards: Sequence[ArrayLike],
-    names: Sequence[str] | None = None,
-) -> None:
-    """Refuses a group that holds a nan or an infinity: the baselines would spread it.
-
-    Args:
-        observations: N arrays [T_n, ...], or dicts, tuples or lists of such arrays.
-        rewards: N arrays [T_n].
-        names: N words for the trajectories, for errors; "trajectory 3" by default.
-
-    Raises:
-        ValueError: Names the first trajectory concerned, its first bad step, whether that is an
-            observation or the reward, and its value.
-    """
-    names = names or _default_names(rewards)
-    for observation, reward, name in zip(observations, rewards, names, strict=True):
-        columns = [("observation", leaf) for leaf in _leaves(observation)]
-        columns.append(("reward", np.asarray(reward)))
-        bad = [(t, what, value) for what, array in columns for t, value in _first_non_finite(array)]
-        if bad:
-            t, what, value = min(bad, key=lambda found: found[0])
-            raise ValueError(
-                f"{name}: the {what} at step {t} is not finite: {value}. Mend the environment, or "
-                "the piece between it and the estimator."
-            )
+def _normalized(adv_S: FloatArray, num_trajectories: int, memory: Any) -> FloatArray:
+    """Advantages in units of their standard deviation, or in the unit that is remembered."""
+    if num_trajectories == 1 and memory is not None:
+        mean_square = memory["square_sum"] / max(memory["num_steps"], 1.0)
+        return adv_S / max(np.sqrt(mean_square), _MIN_STD)
+    return (adv_S - adv_S.mean()) / max(adv_S.std(), _MIN_STD)
 
 
-def _default_names(rewards: Sequence[ArrayLike]) -> list[str]:
-    return [f"trajectory {n}" for n in range(len(rewards))]
+def _remembered(
+    earlier: Any, baseline: Baseline, valuation: Valuation, adv_S: FloatArray
+) -> dict[str, Any]:
+    """What the baseline remembers, and the sum of squares that the unit of advantages is from."""
+    alone_S = valuation.alone
+    num_steps = len(adv_S) if alone_S is None else len(adv_S) - np.count_nonzero(alone_S)
+    return {
+        "of": type(baseline).__name__,
+        "baseline": valuation.memory,
+        "square_sum": _UNIT_DECAY * earlier["square_sum"] + float(adv_S @ adv_S),
+        "num_steps": _UNIT_DECAY * earlier["num_steps"] + num_steps,
+    }
 
 
-def _as_arrays(
-    observations: Sequence[Any], rewards: Sequence[ArrayLike], names: Sequence[str]
-) -> tuple[list[Any], list[FloatArray]]:
-    """The group as arrays (nested observations as they are), refused if its lengths disagree."""
-    if len(observations) != len(rewards):
-        raise ValueError(
-            f"A group needs as many observations as rewards, got {len(observations)} trajectories "
-            f"of observations and {len(rewards)} of rewards."
-        )
-    if len(rewards) == 0:
-        raise ValueError("The group is empty: it needs at least one trajectory.")
-    observation_arrays = [o if _is_nested(o) else np.asarray(o) for o in observations]
-    reward_arrays = [np.asarray(reward, dtype=np.float64) for reward in rewards]
-    for observation, reward, name in zip(observation_arrays, reward_arrays, names, strict=True):
-        if reward.ndim != 1 or len(reward) == 0:
-            raise ValueError(
-                f"{name}: rewards must have shape [T] with T >= 1, got {reward.shape}."
-            )
-        for leaf in _leaves(observation):
-            if leaf.shape[:1] != reward.shape:
-                raise ValueError(
-                    f"{name}: {len(reward)} rewards, but observations of shape "
-                    f"{leaf.shape}. Give one observation per step, without the final one."
-                )
-    return observation_arrays, reward_arrays
+def _explained_variance(
+    ret_S: FloatArray, value_S: FloatArray, known_S: NDArray[np.bool_] | np.bool_
+) -> float:
+    """1 - Var(R - v) / Var(R) over the steps that are marked, or 0 where R doesn't vary."""
+    error_S = ret_S - value_S
+    if not known_S.all():
+        ret_S, error_S = ret_S[known_S], error_S[known_S]
+    variance = _variance(ret_S)
+    return 1.0 - _variance(error_S) / variance if variance > 0.0 else 0.0
 
 
-def _explained_variance(adv_S: FloatArray, ret_S: FloatArray) -> float:
-    """1 - Var(A) / Var(R), or 0 when all returns are equal."""
-    variance = (ret_S - ret_S[0]).var()  # shifted, so that equal returns give exactly 0
-    return float(1.0 - adv_S.var() / variance) if variance > 0.0 else 0.0
-
-
-def _first_non_finite(array: NDArray[Any]) -> Iterator[tuple[int, Any]]:
-    """Yields the first step of an array [T, ...] with a nan or infinity, and its value, if any."""
-    if array.dtype.kind in "fc":
-        finite = np.isfinite(array)
-        if not finite.all():
-            where = np.argwhere(~finite)[0]
-            yield int(where[0]), array[tuple(where)]
-
-
-def _leaves(observation: Any) -> Iterator[NDArray[Any]]:
-    """Yields the arrays of an observation: itself, or the leaves of a dict, tuple or list."""
-    if _is_nested(observation):
-        children = observation.values() if isinstance(observation, Mapping) else observation
-        for child in children:
-            yield from _leaves(child)
-    else:
-        yield np.asarray(observation)
-
-
-def _is_nested(observation: Any) -> bool:
-    """A list is nested if it holds arrays or mappings; a list of numbers is one array."""
-    if isinstance(observation, list):
-        return any(isinstance(child, np.ndarray | Mapping) for child in observation)
-    return isinstance(observation, Mapping | tuple)
+def _variance(x_S: FloatArray) -> float:
+    """The variance, exactly 0 of no numbers and of equal ones."""
+    if len(x_S) == 0:
+        return 0.0
+    x_S = x_S - x_S[0]
+    x_S -= x_S.mean()
+    return float(x_S @ x_S) / len(x_S)

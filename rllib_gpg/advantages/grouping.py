@@ -1,17 +1,139 @@
 """Which steps of a group share a bin, and which of them are first visits. Exact, without hashes.
 
 Axes: S = every step of the group, trajectory after trajectory; N = trajectories; T = steps of one
-trajectory; K = the integers that make up one key.
+trajectory; K = the integers that make up one key; B = bins; F = first visits, in the order of S.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_gpg.advantages.binning import BinningFunction, IntArray
+from rllib_gpg.advantages.binning import BinningFunction, IntArray, keys_last
+from rllib_gpg.advantages.inputs import FloatArray
+
+
+@dataclass(frozen=True)
+class BinnedGroup:
+    """A group whose steps are sorted into bins: what a baseline is given.
+
+    Attributes:
+        observations: N arrays [T_n, ...], or dicts, tuples or lists of such arrays.
+        final_observations: N observations after the last step, None where a trajectory has ended
+            and not been cut; or None.
+        lengths: [N], the number of steps of each trajectory.
+        keys: [S, K], the bin key of every step.
+        keys_last: Whether equal keys of two groups name the same bin.
+        bins: [S], the bin of every step; bins are numbered from 0, and all of them are visited.
+        entries: [S], the position in S of the first step of the same trajectory in the same bin.
+    """
+
+    observations: Sequence[Any]
+    final_observations: Sequence[Any] | None
+    lengths: IntArray
+    keys: IntArray
+    keys_last: bool
+    bins: IntArray
+    entries: IntArray
+
+    @cached_property
+    def timesteps(self) -> IntArray:
+        """[S], the timestep of every step, 0 at its trajectory's start."""
+        start_N = np.cumsum(self.lengths) - self.lengths
+        return np.arange(len(self.bins)) - np.repeat(start_N, self.lengths)
+
+    @cached_property
+    def first_visits(self) -> IntArray:
+        """[F], the positions in S of first visits: one per trajectory and bin it visits."""
+        return np.flatnonzero(self.entries == np.arange(len(self.entries)))
+
+    @cached_property
+    def first_visit_bins(self) -> IntArray:
+        """[F], the bin of every first visit."""
+        return self.bins if self._no_revisits else self.bins[self.first_visits]
+
+    @cached_property
+    def counts(self) -> IntArray:
+        """[B], how many trajectories visit a bin."""
+        return np.bincount(self.first_visit_bins)
+
+    @cached_property
+    def bin_keys(self) -> IntArray:
+        """[B, K], the key of every bin."""
+        some_B = np.empty_like(self.counts)
+        some_B[self.first_visit_bins] = self.first_visits
+        return self.keys[some_B]
+
+    @cached_property
+    def _no_revisits(self) -> bool:
+        return len(self.first_visits) == len(self.bins)
+
+    def sum_in_bins(self, x_S: FloatArray) -> FloatArray:
+        """Sums a quantity over the first visits to every bin: [S] -> [B]."""
+        entered = x_S if self._no_revisits else x_S[self.first_visits]
+        sum_B: FloatArray = np.bincount(self.first_visit_bins, entered).astype(np.float64)
+        return sum_B
+
+    def mean_of_others(
+        self, x_S: FloatArray, count_B: FloatArray | float = 0.0, sum_B: FloatArray | float = 0.0
+    ) -> FloatArray:
+        """The mean of a quantity in the bin of every step, without the step's own trajectory.
+
+        Args:
+            x_S: The quantity. It enters at first visits.
+            count_B: [B], how many entries of earlier groups, not negative, also count.
+            sum_B: [B], the sum of the quantity over these.
+
+        Returns:
+            [S]. Where nobody else is in the bin, the own entry.
+        """
+        # (earlier + sum - own) / (earlier + count - 1), own = x at the trajectory's first visit
+        others_B = np.asarray(count_B + (self.counts - 1))
+        alone_B = others_B == 0
+        total_B = np.where(alone_B, 2.0, 1.0) * (sum_B + self.sum_in_bins(x_S))  # 2 own - own
+        mean_S = total_B[self.bins]
+        mean_S -= x_S if self._no_revisits else x_S[self.entries]
+        mean_S /= (others_B + alone_B)[self.bins]
+        return mean_S
+
+
+def into_bins(
+    binning: BinningFunction,
+    observations: Sequence[Any],
+    lengths_N: IntArray,
+    names: Sequence[str],
+    final_observations: Sequence[Any] | None = None,
+) -> BinnedGroup:
+    """Sorts the steps of a group into bins.
+
+    Args:
+        binning: ``f(observations [T, ...], timesteps [T]) -> integer keys [T] or [T, K]``.
+        observations: N arrays [T_n, ...], or what else the binning understands.
+        lengths_N: [N], the number of steps of each trajectory.
+        names: N words for the trajectories, for errors.
+        final_observations: See `BinnedGroup`.
+
+    Raises:
+        TypeError, ValueError: As `bin_keys` does.
+    """
+    # k[n,t] = f(s[n,t], t)
+    key_SK = bin_keys(binning, observations, lengths_N, names)
+    # first[n,t] = no t' < t in trajectory n has the same key
+    trajectory_S = np.repeat(np.arange(len(lengths_N)), lengths_N)
+    bin_S, entry_S = first_visits(key_codes(key_SK), trajectory_S)
+    return BinnedGroup(
+        observations=observations,
+        final_observations=final_observations,
+        lengths=lengths_N,
+        keys=key_SK,
+        keys_last=keys_last(binning),
+        bins=bin_S,
+        entries=entry_S,
+    )
 
 
 def bin_keys(
@@ -76,6 +198,8 @@ def key_codes(key_SK: IntArray) -> IntArray:
     Returns:
         [S] int64, not negative.
     """
+    if key_SK.shape[1] == 1 and key_SK.min() >= 0:
+        return key_SK[:, 0]
     low_K, high_K = key_SK.min(axis=0), key_SK.max(axis=0)
     sizes = [int(high) - int(low) + 1 for low, high in zip(low_K, high_K, strict=True)]
     if math.prod(sizes) < 2**63:
@@ -88,6 +212,25 @@ def key_codes(key_SK: IntArray) -> IntArray:
     code_S = np.empty_like(order_S)
     code_S[order_S] = np.cumsum(_differs_from_previous(row_S[order_S]))
     return code_S
+
+
+def find_keys(key_BK: IntArray, among_CK: IntArray) -> IntArray:
+    """Looks keys up in a table.
+
+    Args:
+        key_BK: [B, K], the keys to look up.
+        among_CK: [C, K], the table; no key twice.
+
+    Returns:
+        [B], the row of every key in the table; -1 where it is not in it.
+    """
+    if len(among_CK) == 0 or among_CK.shape[1] != key_BK.shape[1]:
+        return np.full(len(key_BK), -1)
+    code = key_codes(np.concatenate([among_CK, key_BK]))
+    among_C, code_B = np.split(code, [len(among_CK)])
+    order_C = np.argsort(among_C)
+    row_B = order_C[np.minimum(np.searchsorted(among_C[order_C], code_B), len(order_C) - 1)]
+    return np.where(among_C[row_B] == code_B, row_B, -1)
 
 
 def first_visits(code_S: IntArray, trajectory_S: IntArray) -> tuple[IntArray, IntArray]:

@@ -70,7 +70,7 @@ def critic_settings(config: AlgorithmConfig, of: str) -> Iterator[str]:
         yield (
             f"GPG has no critic, so these settings{of} mean nothing to it: "
             f"{', '.join(sorted(given))}. Remove them. What stands in place of the critic are "
-            "`group_size` and `binning`."
+            "`group_size`, `binning` and `baseline`."
         )
 
 

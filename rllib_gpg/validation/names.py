@@ -11,7 +11,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 
 # PPO's, without a meaning for GPG.
 CRITIC_SETTINGS = frozenset(
-    {"use_critic", "use_gae", "lambda_", "vf_loss_coeff", "vf_clip_param", "vf_share_layers"}
+    {"use_critic", "use_gae", "vf_loss_coeff", "vf_clip_param", "vf_share_layers"}
 )
 
 # Keys that RLlib translates, but that aren't attributes or are methods as well.

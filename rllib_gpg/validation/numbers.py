@@ -10,6 +10,8 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from rllib_gpg.advantages.baselines import Baseline, resolve_baseline
+from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import resolve_binning
 
 # Far more gradient steps per epoch than make sense.
@@ -62,6 +64,29 @@ def of_the_estimator(config: AlgorithmConfig, of: str) -> Iterator[str]:
         resolve_binning(config.binning)
     except (ValueError, TypeError) as error:
         yield f"`binning`{of}: {error}"
+    try:
+        if not _is_number(config.lambda_):
+            raise ValueError(f"lambda_ must lie in [0, 1], got {config.lambda_!r}.")
+        baseline = baseline_of(config)
+        check_uses(baseline, lambda_=config.lambda_, bootstrap=config.bootstrap_truncated)
+    except (ValueError, TypeError) as error:
+        yield f"`baseline`{of}: {error}"
+    if config.bootstrap_truncated and config.gamma == 1.0:
+        yield (
+            f"`bootstrap_truncated`{of} needs `gamma` < 1: undiscounted, an episode that is "
+            "continued for ever has no finite return."
+        )
+
+
+def baseline_of(config: AlgorithmConfig) -> Baseline:
+    """Returns the baseline that a config, of one module, stands for.
+
+    Raises:
+        TypeError, ValueError: As `resolve_baseline` does.
+    """
+    return resolve_baseline(
+        config.baseline, decay=config.baseline_decay, leave_one_out=config.leave_one_out
+    )
 
 
 def of_the_loss(config: AlgorithmConfig, of: str) -> Iterator[str]:

@@ -11,11 +11,12 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from ray.rllib.utils.typing import ModuleID
 
-from rllib_gpg.advantages.binning import Binning, TimeBinning, resolve_binning
+from rllib_gpg.advantages.binning import Binning, TimeBinning, keys_last, resolve_binning
+from rllib_gpg.validation.numbers import baseline_of
 
 
 def check_spaces(config: AlgorithmConfig, spaces: dict[str, tuple[gym.Space, gym.Space]]) -> None:
-    """Holds the binning against the observations, before the first sample.
+    """Holds binning and baseline against the observations, before the first sample.
 
     Warns of settings that can't give a signal.
 
@@ -24,26 +25,35 @@ def check_spaces(config: AlgorithmConfig, spaces: dict[str, tuple[gym.Space, gym
         spaces: (observation space, action space) of the env and of the modules.
 
     Raises:
-        ValueError: If the binning can't take the observations.
+        ValueError: If the binning or the baseline can't take the observations.
     """
     env_space = spaces.get(INPUT_ENV_SINGLE_SPACES, (None,))[0]
     module_ids = spaces.keys() - {INPUT_ENV_SPACES, INPUT_ENV_SINGLE_SPACES}
     config = config.copy(copy_frozen=False)
     for module_id in sorted(module_ids):
-        binning = resolve_binning(config.get_config_for_module(module_id).binning)
+        module_config = config.get_config_for_module(module_id)
+        binning, baseline = resolve_binning(module_config.binning), baseline_of(module_config)
+        module_space = spaces[module_id][0]
+        baseline.check_space(_num_numbers(module_space))
         # Several agents of one episode are a group.
         alone = config.group_size == 1 and not config.is_multi_agent
-        if alone and isinstance(binning, TimeBinning):
+        carried = baseline.remembers and keys_last(binning)
+        if alone and not carried and isinstance(binning, TimeBinning):
             warnings.warn(
                 "group_size=1 with time bins: every step is alone in its bin, its advantage is 0, "
-                "and nothing will be learned. Set a larger `group_size`.",
+                "and nothing will be learned. Set a larger `group_size`, or a baseline that "
+                "remembers earlier groups (`baseline_decay=0.8`).",
                 stacklevel=2,
             )
         if isinstance(binning, Binning):
-            module_space = spaces[module_id][0]
             # The one-hot floats of a discrete space repeat exactly, as its integers do.
             dtype = _env_dtype(config, env_space, module_id) or module_space.dtype
             binning.check_space(shape=module_space.shape, dtype=dtype)
+
+
+def _num_numbers(space: gym.Space) -> int | None:
+    """Returns how many numbers a flattened observation has, None if it can't be flattened."""
+    return gym.spaces.utils.flatdim(space) if space.is_np_flattenable else None
 
 
 def _env_dtype(config: AlgorithmConfig, env_space: gym.Space | None, module_id: ModuleID) -> Any:

@@ -68,13 +68,29 @@ def by_hand(episodes: list[Any], **settings: Any) -> np.ndarray:
             {"binning": SpatialTimeBinning([0.5, 3.0])},
         ),
         ({"leave_one_out": True}, {"leave_one_out": True}),
+        ({"baseline": "ridge", "lambda_": 0.9}, {"baseline": "ridge", "lambda_": 0.9}),
+        (
+            {"baseline_decay": 0.5, "normalize_advantages": False},
+            {"leave_one_out": True, "normalize": False},
+        ),
         ({"normalize_advantages": False}, {"normalize": False}),
         (
             {"leave_one_out": True, "normalize_advantages": False},
             {"leave_one_out": True, "normalize": False},
         ),
     ],
-    ids=["default", "gamma", "universal", "state", "spatial-time", "loo", "raw", "loo-raw"],
+    ids=[
+        "default",
+        "gamma",
+        "universal",
+        "state",
+        "spatial-time",
+        "loo",
+        "ridge",
+        "decay",
+        "raw",
+        "loo-raw",
+    ],
 )
 # The two bits of `Identity` repeat exactly, which the binning can't know.
 @pytest.mark.filterwarnings("ignore:StateBinning.* on float32:UserWarning:rllib_gpg")
@@ -339,11 +355,16 @@ def test_the_metrics_of_a_group_are_right_from_the_first_iteration() -> None:
             # Steps 5 to 199 are visited by the long ones only.
             singletons = 195 if num_long == 1 else 0
             assert results["group_singleton_fraction"] == pytest.approx(singletons / lengths.sum())
-            returns = np.concatenate([algo_returns(length) for length in lengths])
-            advantages = by_hand(groups[-1], gamma=algo.config.gamma, normalize=False)
-            assert results["baseline_explained_variance"] == pytest.approx(
-                1.0 - advantages.var() / returns.var(), abs=1e-4
-            )
+            # Over the steps that have company, each predicted by the others.
+            timesteps = np.concatenate([np.arange(length) for length in lengths])
+            company = (timesteps < 5) | (num_long > 1)
+            returns = np.concatenate([algo_returns(length) for length in lengths])[company]
+            errors = by_hand(
+                groups[-1], gamma=algo.config.gamma, normalize=False, leave_one_out=True
+            )[company]
+            for name in ("baseline_explained_variance", "bins_explained_variance"):
+                expected = 1.0 - errors.var() / returns.var()
+                assert results[name] == pytest.approx(expected, abs=1e-4)
 
 
 def algo_returns(length: int) -> np.ndarray:
@@ -405,6 +426,19 @@ def test_the_piece_works_alone_in_the_pipeline_of_another_algorithm() -> None:
             results = algo.train()["learners"][DEFAULT_MODULE_ID]
     # It learns: chance gives 5, the best return is 10.
     assert results["group_return_mean"] > max(8.0, first + 2.0)
+
+
+def test_the_piece_remembers_in_the_pipeline_of_another_algorithm() -> None:
+    config = vpg_config().learners(
+        learner_connector=lambda obs_space, act_space: GroupAdvantageEstimation(
+            gamma=0.9, baseline="ridge", lambda_=0.9
+        )
+    )
+    with built(config) as algo:  # type: ignore[arg-type]
+        results = [algo.train()["learners"][DEFAULT_MODULE_ID] for _ in range(4)]
+    assert results[0]["baseline_ridge_share"] == 0.0
+    assert results[0]["baseline_explained_variance"] == results[0]["bins_explained_variance"]
+    assert results[-1]["baseline_explained_variance"] != results[-1]["bins_explained_variance"]
 
 
 def test_the_piece_alone_refuses_the_fragments_of_another_algorithm() -> None:

@@ -9,7 +9,8 @@ import itertools
 import numpy as np
 import pytest
 
-from rllib_gpg.advantages.estimator import estimate_advantages
+from rllib_gpg.advantages import BinBaseline, RidgeBaseline
+from rllib_gpg.advantages.estimator import estimate_advantages, estimate_group
 
 STEPS = 3
 START = np.array([0.6, 0.4])  # P(s0)
@@ -115,3 +116,37 @@ def test_leave_one_out_is_unbiased_in_small_groups(binning, group_size):
         group_size, 16_000 // group_size, binning=binning, leave_one_out=True
     )
     assert (np.abs(mean - GRADIENT) < 4 * error).all()
+
+
+@pytest.mark.parametrize(
+    ("baseline", "binning", "group_size"),
+    [
+        (RidgeBaseline(num_features=4), "time", 4),
+        (RidgeBaseline(num_features=4), "state", 16),
+        (BinBaseline(decay=0.5), "time", 4),
+    ],
+)
+def test_baselines_that_remember_are_unbiased_in_small_groups(baseline, binning, group_size):
+    # Each group is compared with those before it. Given these its gradient is right on average, so
+    # the errors of a chain of groups are uncorrelated.
+    rng = np.random.default_rng(group_size)
+    memory, gradients = None, []
+    for _ in range(3000):
+        rows = rng.choice(128, size=group_size, p=P)
+        estimate = estimate_group(
+            np.eye(2)[STATES[rows, :-1]],
+            REWARDS[rows],
+            gamma=1.0,
+            binning=binning,
+            baseline=baseline,
+            memory=memory,
+        )
+        memory = estimate.memory
+        advantages = np.array(estimate.advantages)
+        gradients.append(np.einsum("nt,ntp->p", advantages, SCORE[rows]) / group_size)
+    mean, error = np.mean(gradients, axis=0), np.std(gradients, axis=0) / np.sqrt(3000)
+    assert (np.abs(mean - GRADIENT) < 4 * error).all()
+    if baseline.sees_state and binning == "time":
+        # It has found what the state is worth: less noise than with leave-one-out time bins.
+        _, plain = mean_and_its_error(group_size, 3000, binning="time", leave_one_out=True)
+        assert rms(error[None]) < 0.9 * rms(plain[None])

@@ -239,11 +239,27 @@ def test_plain_lists_do():
 
 
 def test_statistics_worked_by_hand():
-    # State bins: 2 bins, 5 first visits, none alone. R = 6 5 3 2 4 4 has mean 4, variance 10/6;
-    # A = 2 0.5 -1 -2 -0.5 0 has variance 56/36 (above): 1 - (56/36) / (10/6) = 1 - 56/60 = 4/60
-    found = estimate_group(STATES, REWARDS, gamma=1.0, binning="state")
-    assert (found.num_bins, found.singleton_fraction) == (2, 0.0)
-    assert found.baseline_explained_variance == pytest.approx(4 / 60)
+    # State bins: 2 bins, 5 first visits, none alone. R = 6 5 3 2 4 4 has variance 10/6; without the
+    # own return A = 3 1 0 -3 -1 0 (above) has variance 20/6: others predict worse than the mean.
+    for leave_one_out in (False, True):
+        found = estimate_group(
+            STATES, REWARDS, gamma=1.0, binning="state", leave_one_out=leave_one_out
+        )
+        assert (found.num_bins, found.singleton_fraction) == (2, 0.0)
+        assert found.baseline_explained_variance == pytest.approx(-1.0)
+        assert found.bins_explained_variance == pytest.approx(-1.0)
+
+
+def test_explained_variance_is_over_the_steps_that_have_company_worked_by_hand():
+    # Time bins: R = 6 2 4 at t=0 and 5 4 at t=1; the 3 at t=2 is alone. Others' means: 3 5 4, 4 5.
+    # R has mean 21/5 and variance 97/5 - 441/25 = 44/25; A = 3 -3 0 1 -1 has variance 20/5.
+    found = estimate_group(STATES, REWARDS, gamma=1.0, binning="time")
+    assert found.baseline_explained_variance == pytest.approx(1 - 4 / (44 / 25))
+
+
+def test_a_group_of_singletons_explains_nothing():
+    found = estimate_group([np.zeros(3)], [np.arange(3.0)], gamma=1.0, binning="time")
+    assert (found.singleton_fraction, found.baseline_explained_variance) == (1.0, 0.0)
 
 
 def test_singleton_fraction_counts_first_visits():

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rllib_gpg.advantages.returns import returns_to_go
+from rllib_gpg.advantages.returns import lambda_returns, returns_to_go
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=8)
 GAMMAS = st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999, 1.0])
@@ -72,3 +72,52 @@ def test_gamma_outside_the_unit_interval_is_refused(gamma):
 def test_rewards_that_do_not_match_the_lengths_are_refused(rewards, lengths):
     with pytest.raises(ValueError, match="the lengths add up to 2"):
         returns_to_go(rewards, lengths, 0.9)
+
+
+def test_lambda_returns_worked_by_hand():
+    # gamma 0.5, lambda 0.5. Trajectory 0, rewards 1 1, values 2 3:
+    #   G[1] = 1;  G[0] = 1 + 0.5 (0.5 * 3 + 0.5 * 1) = 2
+    # Trajectory 1, reward 5, value 4: G = 5
+    found = lambda_returns([1, 1, 5], [2, 3, 4], [2, 1], gamma=0.5, lambda_=0.5)
+    np.testing.assert_array_equal(found, [2, 1, 5])
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths=LENGTHS, gamma=GAMMAS, lambda_=GAMMAS, seed=st.integers(0, 2**32 - 1))
+def test_lambda_returns_minus_values_are_the_advantages_of_gae(lengths, gamma, lambda_, seed):
+    rng = np.random.default_rng(seed)
+    cuts = np.cumsum(lengths)[:-1]
+    rewards, values = rng.uniform(-1.0, 1.0, (2, sum(lengths)))
+    found = np.split(lambda_returns(rewards, values, lengths, gamma, lambda_) - values, cuts)
+    for adv, r, v in zip(found, np.split(rewards, cuts), np.split(values, cuts), strict=True):
+        delta = r + gamma * np.append(v[1:], 0.0) - v
+        following = 0.0
+        for t in reversed(range(len(r))):
+            following = delta[t] + gamma * lambda_ * following
+            assert adv[t] == pytest.approx(following, abs=1e-12 * len(r))
+
+
+def test_lambda_one_is_the_return_to_the_last_bit_and_zero_looks_one_step_ahead():
+    rng = np.random.default_rng(0)
+    rewards, values = rng.normal(size=(2, 50))
+    lengths = [20, 30]
+    one = lambda_returns(rewards, values, lengths, 0.9, 1.0)
+    np.testing.assert_array_equal(one, returns_to_go(rewards, lengths, 0.9))
+    following = np.append(values[1:], 0.0)
+    following[19] = 0.0
+    zero = lambda_returns(rewards, values, lengths, 0.9, 0.0)
+    np.testing.assert_array_equal(zero, rewards + 0.9 * following)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"lambda_": 1.1}, r"lambda_ must lie in \[0, 1\]"),
+        ({"gamma": 1.5, "lambda_": 0.5}, r"gamma must lie in \[0, 1\]"),
+        ({"lengths": [3]}, "the lengths add up to 3"),
+    ],
+)
+def test_lambda_returns_refuse_what_returns_refuse(settings, match):
+    given = {"lengths": [2], "gamma": 0.9, "lambda_": 0.9, **settings}
+    with pytest.raises(ValueError, match=match):
+        lambda_returns([1.0, 1.0], [0.0, 0.0], **given)

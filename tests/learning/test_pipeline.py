@@ -326,7 +326,7 @@ def test_the_states_of_pieces_travel_with_checkpoints_only() -> None:
 
     with built(scaled_config()) as algo:
         ((whole, weights),) = each_learner(algo, components)
-    assert whole["connector_pieces"] == {"Scales": [{"factor": 1.0}, {"factor": 1.0}]}
+    assert whole["connector_pieces"]["Scales"] == [{"factor": 1.0}, {"factor": 1.0}]
     assert "connector_pieces" not in weights
 
 

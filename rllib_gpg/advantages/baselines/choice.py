@@ -1,0 +1,82 @@
+"""What a user may give as a baseline, and what goes together with it."""
+
+import difflib
+from typing import Any
+
+from rllib_gpg.advantages.baselines.base import Baseline
+from rllib_gpg.advantages.baselines.bins import BinBaseline
+from rllib_gpg.advantages.baselines.ridge import RidgeBaseline
+
+_NAMED: dict[str, type[BinBaseline | RidgeBaseline]] = {
+    "bins": BinBaseline,
+    "ridge": RidgeBaseline,
+}
+_WAY_OUT = "Take one that does: baseline='ridge'."
+
+
+def resolve_baseline(
+    baseline: str | Baseline, *, decay: float | None = None, leave_one_out: bool = False
+) -> Baseline:
+    """Turns what a user may give as a baseline into a baseline.
+
+    Args:
+        baseline: A baseline object (returned as is), or one of "bins", "ridge".
+        decay: The decay of one that is given by name. None: its own default.
+        leave_one_out: Whether "bins" leaves a trajectory's own return out; all others do anyway.
+
+    Raises:
+        ValueError: If the name is unknown; if the decay isn't in [0, 1); if `decay` or
+            `leave_one_out` is given beside an object, whose own settings these are.
+        TypeError: If it is neither a name nor a baseline.
+    """
+    if isinstance(baseline, str):
+        if baseline not in _NAMED:
+            nearest = difflib.get_close_matches(baseline, _NAMED, n=1, cutoff=0.0)
+            raise ValueError(
+                f"Unknown baseline {baseline!r}. Known names: {', '.join(map(repr, _NAMED))}; "
+                f"the nearest is {nearest[0]!r}."
+            )
+        settings: dict[str, Any] = {} if decay is None else {"decay": decay}
+        if baseline == "bins":
+            settings["leave_one_out"] = leave_one_out
+        return _NAMED[baseline](**settings)
+    if not isinstance(baseline, Baseline):
+        raise TypeError(
+            "baseline must be a name or an object of a class that derives from "
+            f"rllib_gpg.advantages.Baseline, such as RidgeBaseline(), got {baseline!r}."
+        )
+    if decay is not None:
+        raise ValueError(
+            f"The decay of {baseline} is its own setting: set it there, for instance "
+            f"BinBaseline(decay={decay}), instead of beside it."
+        )
+    if leave_one_out and baseline.keeps_own:
+        raise ValueError(f"{baseline} keeps a trajectory's own return: set leave_one_out there.")
+    return baseline
+
+
+def check_uses(baseline: Baseline, *, lambda_: float, bootstrap: bool = False) -> None:
+    """Refuses what is not safe without a baseline that sees the state.
+
+    Args:
+        baseline: The baseline.
+        lambda_: λ of the λ-returns, 1 for plain returns.
+        bootstrap: Whether the returns of truncated trajectories are to be completed.
+
+    Raises:
+        ValueError: Says why, and the way out.
+    """
+    if not 0.0 <= lambda_ <= 1.0:
+        raise ValueError(f"lambda_ must lie in [0, 1], got {lambda_!r}.")
+    if baseline.sees_state:
+        return
+    if lambda_ < 1.0:
+        raise ValueError(
+            f"lambda_={lambda_} replaces what happened later by later values, and those of "
+            f"{baseline} don't see the state: what an action led to would be lost. {_WAY_OUT}"
+        )
+    if bootstrap:
+        raise ValueError(
+            f"A truncated episode can't be continued with the values of {baseline}, which don't "
+            f"see the state. {_WAY_OUT}"
+        )

@@ -1,0 +1,165 @@
+"""What a regression sees of a step: numbers of comparable size, and fixed functions of them.
+
+Axes: S = steps of the group, trajectory after trajectory; T = steps of one trajectory; D = numbers
+of one step: its flattened observation and the timestep; F = features.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rllib_gpg.advantages.binning import IntArray
+from rllib_gpg.advantages.grouping import BinnedGroup
+from rllib_gpg.advantages.inputs import FloatArray, leaves
+
+FeatureFunction = Callable[[Any, IntArray], ArrayLike]
+
+# The regression costs memory with the square of this and time with its third power.
+MAX_NUMBERS = 1024
+# Beyond this, squares would overflow.
+_LARGEST = 1e100
+_CLIP = 5.0
+
+
+def step_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatArray:
+    """Returns [S, D]: of every step the numbers of its observation, and its timestep.
+
+    Args:
+        group: The group.
+        features: Takes the observations of a trajectory and its timesteps, and gives the numbers
+            [T, ...] to use instead of the observations. None: the flattened observations.
+
+    Raises:
+        ValueError: If an observation, or what `features` makes of it, has too many numbers or
+            something else in it; if `features` doesn't give one row per step.
+    """
+    return _numbers(group.observations, map(np.arange, group.lengths), features)
+
+
+def final_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatArray:
+    """Returns the same, [.., D], of the final observations of the trajectories that have one."""
+    cut = [
+        (final, np.array([length]))
+        for final, length in zip(group.final_observations or (), group.lengths, strict=True)
+        if final is not None
+    ]
+    return _numbers([final for final, _ in cut], [t for _, t in cut], features)
+
+
+def _numbers(
+    observations: Iterable[Any], timesteps: Iterable[IntArray], features: FeatureFunction | None
+) -> FloatArray:
+    rows = [
+        np.column_stack([_flat(observation, t_T, features), t_T])
+        for observation, t_T in zip(observations, timesteps, strict=True)
+    ]
+    x_SD = np.concatenate(rows)
+    return np.clip(x_SD, -_LARGEST, _LARGEST, out=x_SD)
+
+
+def _flat(observations: Any, timesteps: IntArray, features: FeatureFunction | None) -> FloatArray:
+    """Returns [T, D - 1]: the numbers of one trajectory's observations, see `step_numbers`."""
+    given = observations if features is None else features(observations, timesteps)
+    parts: list[NDArray[Any]] = list(leaves(given))
+    for part in parts:
+        if len(part) != len(timesteps):
+            raise ValueError(
+                f"features must give one row per step: {len(timesteps)} rows, got an array of "
+                f"shape {part.shape}."
+            )
+    numeric = all(part.dtype.kind in "biuf" for part in parts)
+    check_numbers(sum(part[0].size for part in parts) if numeric else None)
+    return np.concatenate(
+        [part.reshape(len(part), -1).astype(np.float64) for part in parts], axis=1
+    )
+
+
+def check_numbers(numbers: int | None) -> None:
+    """Refuses what is too much for a regression, or has parts that aren't numbers.
+
+    Args:
+        numbers: How many numbers one flattened observation has; None if it has other parts.
+
+    Raises:
+        ValueError: Says what to give instead.
+    """
+    if numbers is None or numbers > MAX_NUMBERS:
+        got = "something else" if numbers is None else f"{numbers}"
+        raise ValueError(
+            f"RidgeBaseline needs at most {MAX_NUMBERS} numbers per step, got {got}. Give it a few "
+            "of your own: RidgeBaseline(features=f) with f(observations, timesteps) -> numbers "
+            "[T, ...], called once per trajectory."
+        )
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Over some steps.
+
+    Attributes:
+        count: How many they are.
+        mean: [D], the mean of each number.
+        squares: [D], the sum of squared deviations from it.
+    """
+
+    count: float
+    mean: FloatArray
+    squares: FloatArray
+
+    @classmethod
+    def of(cls, x_SD: FloatArray) -> Self:
+        """Returns the moments of some steps. Those of a constant are exact."""
+        from_first_SD = x_SD - x_SD[0]
+        mean_D = from_first_SD.mean(axis=0)
+        from_first_SD -= mean_D
+        return cls(len(x_SD), x_SD[0] + mean_D, np.einsum("sd,sd->d", *[from_first_SD] * 2))
+
+    def and_those_of(self, other: Self) -> Self:
+        """Returns the moments of both, by Chan's formula."""
+        count = self.count + other.count
+        share, delta_D = other.count / count, other.mean - self.mean
+        return type(self)(
+            count,
+            self.mean + share * delta_D,
+            self.squares + other.squares + share * self.count * delta_D**2,
+        )
+
+
+class Features:
+    """The features of a step: phi = [z, z^2, tanh(W z + u)] of its numbers x.
+
+    z = clip((x - mean) / std, -5, 5), and 0 for a number that has been constant so far. W and u are
+    random and fixed.
+    """
+
+    def __init__(self, moments: Moments, num_random: int, seed: int):
+        """Draws W and u.
+
+        Args:
+            moments: Of the numbers x, over the steps seen so far.
+            num_random: How many rows W has.
+            seed: Of W and u.
+        """
+        std_D = np.sqrt(moments.squares / moments.count)
+        self._mean_D = moments.mean
+        self._scale_D = np.divide(1.0, std_D, out=np.zeros_like(std_D), where=std_D > 0.0)
+        rng = np.random.default_rng(seed)
+        self._w_RD = rng.standard_normal((num_random, len(std_D))) / np.sqrt(len(std_D))
+        self._u_R = rng.uniform(-1.0, 1.0, num_random)
+
+    def __call__(self, x_SD: FloatArray) -> FloatArray:
+        """Returns phi, [S, F]."""
+        num_inputs = x_SD.shape[1]
+        phi_SF = np.empty((len(x_SD), len(self)))
+        z_SD, square_SD, random_SR = np.split(phi_SF, [num_inputs, 2 * num_inputs], axis=1)
+        np.clip((x_SD - self._mean_D) * self._scale_D, -_CLIP, _CLIP, out=z_SD)
+        np.square(z_SD, out=square_SD)
+        np.tanh(z_SD @ self._w_RD.T + self._u_R, out=random_SR)
+        return phi_SF
+
+    def __len__(self) -> int:
+        """The number of features, F."""
+        return 2 * len(self._mean_D) + len(self._u_R)

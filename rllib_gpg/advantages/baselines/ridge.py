@@ -1,0 +1,223 @@
+"""`RidgeBaseline`: a ridge regression inside the bins, solved in closed form.
+
+A bin's mean can't see where in the bin a state lies. Least squares on fixed features can, without
+a network and without a gradient step:
+
+    phi                            features of a step, see features.py
+    phi~, R~                       phi, R minus the mean of their bin
+    w = (G + rho diag G)^-1 c      from earlier groups only: no return explains itself
+    b(k)                           mean of R - w.phi over bin k, without the step's own trajectory
+    v(n,t) = w.phi(n,t) + b(k(n,t))
+    G <- d (G + phi~.phi~), c <- d (c + phi~.R~)      after the group, d the decay
+
+A bin's means are over its first visits, as in Algorithm 2, those of earlier groups with weights d,
+d^2, ..; the regression is over all steps. `rho` is the one of a few candidates that would have
+predicted the groups so far best, each by the groups before it. With rho infinite, w is 0.
+
+Axes: S = steps of the group, trajectory after trajectory; B = bins; D = numbers of one step; F =
+features; C = candidates for rho.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from rllib_gpg.advantages.baselines.base import Baseline, Valuation
+from rllib_gpg.advantages.baselines.bins import check_decay
+from rllib_gpg.advantages.baselines.carried import CarriedBins, most_visited
+from rllib_gpg.advantages.baselines.features import (
+    FeatureFunction,
+    Features,
+    Moments,
+    check_numbers,
+    final_numbers,
+    step_numbers,
+)
+from rllib_gpg.advantages.baselines.regression import (
+    STRENGTHS,
+    NormalEquations,
+    predict,
+    within_bins,
+)
+from rllib_gpg.advantages.binning import IntArray
+from rllib_gpg.advantages.grouping import BinnedGroup
+from rllib_gpg.advantages.inputs import FloatArray
+
+# A metric: 1 / (1 + rho), which is finite. 0 where what is left are plain bins.
+RIDGE_SHARE = "baseline_ridge_share"
+
+
+@dataclass(frozen=True)
+class RidgeBaseline(Baseline):
+    """A ridge regression inside the bins, solved in closed form: see the head of this file.
+
+    It sees the state, so that `lambda_` < 1 is safe over it. The first group is compared with its
+    bins alone, each trajectory with the others (`BinBaseline(leave_one_out=True)`); so is every
+    group in a bin that no weights help with.
+
+    Args:
+        num_features: How many random features to add to the numbers of the observation, the
+            timestep and their squares. More see more, and need more steps to be fitted.
+        decay: The weight of each group relative to the next one, in [0, 1). Larger is smoother, and
+            slower to follow a policy that changes.
+        features: What to look at instead of the flattened observation: a function f(observations,
+            timesteps) -> numbers [T, ...], called once per trajectory. Row t may depend on the
+            steps up to t; to complete truncated returns, on step t alone. Needed where an
+            observation holds more than 1,024 numbers (images), or something else than numbers.
+        seed: Of the random features.
+
+    Raises:
+        ValueError: If num_features is negative, or decay outside [0, 1).
+    """
+
+    sees_state: ClassVar[bool] = True
+
+    num_features: int = 64
+    decay: float = 0.8
+    features: FeatureFunction | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what can't be meant."""
+        if self.num_features < 0:
+            raise ValueError(f"num_features must be >= 0, got {self.num_features!r}.")
+        check_decay(self.decay)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether there is a decay."""
+        return self.decay > 0.0
+
+    def check_space(self, numbers: int | None) -> None:
+        """Refuses observations that are too large or not numeric, unless there is a function.
+
+        Raises:
+            ValueError: Says what to give instead.
+        """
+        if self.features is None:
+            check_numbers(numbers)
+
+    def values(self, group: BinnedGroup, returns: FloatArray, memory: Any) -> Valuation:
+        """Returns the value of every step by what earlier groups taught, and learns from this one.
+
+        Raises:
+            ValueError: If the observations can't be taken.
+        """
+        x_SD = step_numbers(group, self.features)
+        moments = Moments.of(x_SD)
+        earlier = self._recall(memory, x_SD.shape[1])
+        phi = Features(earlier.moments or moments, self.num_features, self.seed)
+        bins = earlier.bins if group.keys_last else CarriedBins.none(1 + len(phi))
+
+        def phi_of(steps: IntArray) -> FloatArray:
+            return phi(x_SD[steps])
+
+        # For every rho: w.phi of every step, b of its bin, and R - v for v = w.phi + b.
+        weight_FC = earlier.equations.solved()
+        beside = _residuals(bins, weight_FC).rows_of(group.bin_keys)
+        count_B = beside.counts + group.counts
+        kept_B = most_visited(count_B)
+        predicted_CS, sum_BF = predict(group, phi_of, weight_FC, kept_B)
+        chosen, error_C = int(earlier.errors.argmin()), np.empty(len(STRENGTHS))
+        for c, predicted_S in enumerate(predicted_CS):
+            rest_S = returns - predicted_S
+            b_S = group.mean_of_others(rest_S, beside.counts, beside.sums[:, c])
+            error_C[c] = np.square(rest_S - b_S).sum()
+            if c == chosen:
+                value_S = predicted_S + b_S
+
+        # For the groups that follow: phi~ and R~ of every step, with the means of all entries.
+        sum_BX = np.column_stack([group.sum_in_bins(returns)[kept_B], sum_BF])
+        current = CarriedBins(group.bin_keys[kept_B], group.counts[kept_B].astype(float), sum_BX)
+        mean_BX = (sum_BX + bins.rows_of(current.keys).sums) / count_B[kept_B, None]
+        alone_S = (count_B == 1.0)[group.bins]
+        equations = within_bins(group, phi_of, returns, kept_B, mean_BX, alone_S)
+        now = _Memory(
+            kind=earlier.kind,
+            moments=earlier.moments.and_those_of(moments) if earlier.moments else moments,
+            bins=bins.and_then(current, self.decay) if group.keys_last else bins,
+            equations=earlier.equations.and_then(equations, self.decay),
+            errors=self.decay * (earlier.errors + error_C),
+        )
+        metrics = {RIDGE_SHARE: float(1.0 / (1.0 + STRENGTHS[chosen]))}
+        return Valuation(value_S, now.packed(), alone_S, metrics)
+
+    def final_values(self, group: BinnedGroup, memory: Any) -> FloatArray:
+        """Returns [N], v of the observations after trajectories that were cut, 0 for the others.
+
+        It is w.phi of that observation, with the b of earlier groups in the bin of the last step;
+        0 if no earlier group was there.
+        """
+        value_N = np.zeros(len(group.lengths))
+        finals = group.final_observations or [None] * len(value_N)
+        cut_N = np.array([final is not None for final in finals])
+        if not (cut_N.any() and group.keys_last):
+            return value_N
+        x_ND = final_numbers(group, self.features)
+        earlier = self._recall(memory, x_ND.shape[1])
+        if earlier.moments is None:
+            return value_N
+        weight_F = earlier.equations.solved()[:, [earlier.errors.argmin()]]
+        beside = _residuals(earlier.bins, weight_F).rows_of(group.bin_keys)
+        last_N = group.bins[np.cumsum(group.lengths) - 1]
+        known_N = beside.counts[last_N] > 0.0
+        b_N = beside.sums[last_N, 0] / np.where(known_N, beside.counts[last_N], 1.0)
+        phi = Features(earlier.moments, self.num_features, self.seed)
+        value_N[cut_N] = (phi(x_ND) @ weight_F)[:, 0] + b_N[cut_N]
+        return np.where(known_N, value_N, 0.0)
+
+    def _recall(self, memory: Any, num_numbers: int) -> _Memory:
+        """What is remembered; nothing if that is of other features, whose weights mean nothing."""
+        kind = (num_numbers, self.num_features, self.seed)
+        if memory is None or tuple(memory["kind"]) != kind:
+            return _Memory.none(kind, 2 * num_numbers + self.num_features)
+        return _Memory.unpacked(memory)
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What a ridge remembers of earlier groups."""
+
+    kind: tuple[int, int, int]  # of features
+    moments: Moments | None
+    bins: CarriedBins  # sums of R and of phi
+    equations: NormalEquations
+    errors: FloatArray  # of every rho in predicting each group with the weights before it
+
+    @classmethod
+    def none(cls, kind: tuple[int, int, int], num_features: int) -> Self:
+        return cls(
+            kind,
+            None,
+            CarriedBins.none(1 + num_features),
+            NormalEquations.none(num_features),
+            np.zeros(len(STRENGTHS)),
+        )
+
+    @classmethod
+    def unpacked(cls, packed: dict[str, Any]) -> Self:
+        return cls(
+            tuple(packed["kind"]),
+            Moments(**packed["moments"]),
+            CarriedBins(**packed["bins"]),
+            NormalEquations(**packed["equations"]),
+            packed["errors"],
+        )
+
+    def packed(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "moments": vars(self.moments),
+            "bins": vars(self.bins),
+            "equations": vars(self.equations),
+            "errors": self.errors,
+        }
+
+
+def _residuals(bins: CarriedBins, weight_FC: FloatArray) -> CarriedBins:
+    """The sums of R - w.phi in place of those of R and phi."""
+    sum_BC = bins.sums[:, :1] - bins.sums[:, 1:] @ weight_FC
+    return CarriedBins(bins.keys, bins.counts, sum_BC)

@@ -1,0 +1,132 @@
+"""What an estimator is given: checked, and made arrays.
+
+Axes: N = trajectories; T = steps of one trajectory; S = steps of the group; D = numbers of one
+flattened observation.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+def default_names(rewards: Sequence[ArrayLike]) -> list[str]:
+    """N words for the trajectories, for errors."""
+    return [f"trajectory {n}" for n in range(len(rewards))]
+
+
+def as_arrays(
+    observations: Sequence[Any], rewards: Sequence[ArrayLike], names: Sequence[str]
+) -> tuple[list[Any], list[FloatArray]]:
+    """The group as arrays; nested observations stay as they are.
+
+    Args:
+        observations: N arrays [T_n, ...], or dicts, tuples or lists of such arrays.
+        rewards: N arrays [T_n].
+        names: N words for the trajectories, for errors.
+
+    Raises:
+        ValueError: If the group or a trajectory is empty, or lengths disagree.
+    """
+    if len(observations) != len(rewards):
+        raise ValueError(
+            f"A group needs as many observations as rewards, got {len(observations)} trajectories "
+            f"of observations and {len(rewards)} of rewards."
+        )
+    if len(rewards) == 0:
+        raise ValueError("The group is empty: it needs at least one trajectory.")
+    observation_arrays = [o if _is_nested(o) else np.asarray(o) for o in observations]
+    reward_arrays = [np.asarray(reward, dtype=np.float64) for reward in rewards]
+    for observation, reward, name in zip(observation_arrays, reward_arrays, names, strict=True):
+        if reward.ndim != 1 or len(reward) == 0:
+            raise ValueError(
+                f"{name}: rewards must have shape [T] with T >= 1, got {reward.shape}."
+            )
+        for leaf in leaves(observation):
+            if leaf.shape[:1] != reward.shape:
+                raise ValueError(
+                    f"{name}: {len(reward)} rewards, but observations of shape "
+                    f"{leaf.shape}. Give one observation per step, without the final one."
+                )
+    return observation_arrays, reward_arrays
+
+
+def check_finite(
+    observations: Sequence[Any],
+    rewards: Sequence[ArrayLike],
+    names: Sequence[str] | None = None,
+) -> None:
+    """Refuses a group that holds a nan or an infinity: the baselines would spread it.
+
+    Args:
+        observations: N arrays [T_n, ...], or dicts, tuples or lists of such arrays.
+        rewards: N arrays [T_n].
+        names: N words for the trajectories, for errors; "trajectory 3" by default.
+
+    Raises:
+        ValueError: Names the first trajectory concerned, its first bad step, whether that is an
+            observation or the reward, and its value.
+    """
+    names = names or default_names(rewards)
+    for observation, reward, name in zip(observations, rewards, names, strict=True):
+        columns = [("observation", leaf) for leaf in leaves(observation)]
+        columns.append(("reward", np.asarray(reward)))
+        bad = [(t, what, value) for what, array in columns for t, value in _first_non_finite(array)]
+        if bad:
+            t, what, value = min(bad, key=lambda found: found[0])
+            raise ValueError(
+                f"{name}: the {what} at step {t} is not finite: {value}. Mend the environment, or "
+                "the piece between it and the estimator."
+            )
+
+
+def check_finals(final_observations: Sequence[Any], names: Sequence[str]) -> None:
+    """Refuses final observations that are not one per trajectory (or None), or not finite.
+
+    Raises:
+        ValueError: In both cases; names the trajectory.
+    """
+    if len(final_observations) != len(names):
+        raise ValueError(
+            f"final_observations needs one entry per trajectory, None where it has ended: got "
+            f"{len(final_observations)} for {len(names)}."
+        )
+    for final, name in zip(final_observations, names, strict=True):
+        for leaf in leaves(final) if final is not None else ():
+            if len(leaf) != 1:
+                raise ValueError(
+                    f"{name}: a final observation must have shape [1, ...], got {leaf.shape}."
+                )
+            for _, value in _first_non_finite(leaf):
+                raise ValueError(f"{name}: the final observation is not finite: {value}.")
+
+
+def leaves(observation: Any) -> Iterator[NDArray[Any]]:
+    """Yields the arrays of an observation: itself, or the leaves of a dict, tuple or list."""
+    if _is_nested(observation):
+        children = observation.values() if isinstance(observation, Mapping) else observation
+        for child in children:
+            yield from leaves(child)
+    else:
+        yield np.asarray(observation)
+
+
+def _first_non_finite(array: NDArray[Any]) -> Iterator[tuple[int, Any]]:
+    """Yields the first step of an array [T, ...] with a nan or infinity, and its value, if any."""
+    if array.dtype.kind in "fc":
+        finite = np.isfinite(array)
+        if not finite.all():
+            where = np.argwhere(~finite)[0]
+            yield int(where[0]), array[tuple(where)]
+
+
+def _is_nested(observation: Any) -> bool:
+    """A list is nested if it holds arrays or mappings; a list of numbers is one array."""
+    if isinstance(observation, np.ndarray):  # nearly always, and asking for a Mapping is slow
+        return False
+    if isinstance(observation, list):
+        return any(isinstance(child, np.ndarray | Mapping) for child in observation)
+    return isinstance(observation, Mapping | tuple)

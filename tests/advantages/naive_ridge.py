@@ -1,0 +1,104 @@
+"""A ridge inside bins as its formulas say, step by step: what the fast one must equal."""
+
+import math
+from collections import defaultdict
+
+import numpy as np
+
+STRENGTHS = [math.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03]
+
+
+def naive_ridge(groups, *, gamma, lambda_, binning, num_features, decay, seed=0):
+    """The advantages and the strength of every group of a sequence (observations, rewards)."""
+    seen = []  # the numbers of all steps of earlier groups
+    old = defaultdict(list)  # key -> (weight, R, phi) of first visits of earlier groups
+    gram, product, steps, errors = 0.0, 0.0, 0.0, np.zeros(len(STRENGTHS))
+    results = []
+    for observations, rewards in groups:
+        x = [[[*obs, t] for t, obs in enumerate(o)] for o in observations]
+        now = [numbers for trajectory in x for numbers in trajectory]
+        phi_of = features_of(seen or now, num_features, seed)
+        keys = [
+            [tuple(np.atleast_1d(k).tolist()) for k in binning(o, np.arange(len(o)))]
+            for o in observations
+        ]
+        # Of every step: trajectory, key, R, phi
+        returns = [naive_sum(reward, gamma) for reward in rewards]
+        group = [
+            (n, keys[n][t], returns[n][t], phi_of(x[n][t]))
+            for n in range(len(x))
+            for t in range(len(x[n]))
+        ]
+        new = defaultdict(dict)  # key -> {trajectory: (1, R, phi) at its first visit}
+        for n, k, ret, phi in group:
+            new[k].setdefault(n, (1.0, ret, phi))
+
+        weights = [ridge_weights(gram, product, steps, rho, len(phi)) for rho in STRENGTHS]
+        values = [naive_values(group, new, old, w) for w in weights]
+        chosen = int(np.argmin(errors))
+        v = np.split(values[chosen], np.cumsum([len(r) for r in rewards])[:-1])
+        advantages = [
+            # delta = r + gamma v' - v
+            naive_sum(reward + gamma * np.append(v_n[1:], 0.0) - v_n, gamma * lambda_)
+            for reward, v_n in zip(rewards, v, strict=True)
+        ]
+        results.append(([np.array(a) for a in advantages], STRENGTHS[chosen]))
+
+        for _, k, ret, phi in group:
+            entries = old[k] + list(new[k].values())
+            if len(entries) > 1:  # else there is nobody to be compared with
+                count = sum(c for c, _, _ in entries)
+                above_phi = phi - sum(c * f for c, _, f in entries) / count
+                above_ret = ret - sum(c * r for c, r, _ in entries) / count
+                gram = gram + np.outer(above_phi, above_phi)
+                product = product + above_phi * above_ret
+                steps += 1
+        gram, product, steps = decay * gram, decay * product, decay * steps
+        squares = [[(s[2] - v) ** 2 for s, v in zip(group, vs, strict=True)] for vs in values]
+        errors = decay * (errors + [math.fsum(of_rho) for of_rho in squares])
+        for k, entries in new.items():
+            old[k] += entries.values()
+        decayed = {k: [(decay * c, r, f) for c, r, f in old[k] if decay > 0.0] for k in old}
+        old = defaultdict(list, decayed)
+        seen += now
+    return results
+
+
+def features_of(seen, num_features, seed):
+    mean, std = np.mean(seen, axis=0), np.std(seen, axis=0)
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((num_features, len(mean))) / np.sqrt(len(mean))
+    u = rng.uniform(-1.0, 1.0, num_features)
+
+    def phi_of(numbers):
+        z = [(x - m) / s if s > 0 else 0.0 for x, m, s in zip(numbers, mean, std, strict=True)]
+        z = np.clip(z, -5.0, 5.0)
+        return np.array([*z, *z**2, *np.tanh(w @ z + u)])
+
+    return phi_of
+
+
+def ridge_weights(gram, product, steps, rho, num_features):
+    w = np.zeros(num_features)
+    if rho < math.inf and steps > 0.0:
+        # A feature that is a function of the bin has nothing to say.
+        live = np.flatnonzero(np.diag(gram) > 1e-10 * steps)
+        g = gram[np.ix_(live, live)]
+        w[live] = np.linalg.solve(g + rho * np.diag(np.diag(g)), product[live])
+    return w
+
+
+def naive_values(group, new, old, w):
+    values = []
+    for n, k, _, phi in group:
+        others = old[k] + [e for m, e in new[k].items() if m != n] or [new[k][n]]
+        b = sum(c * (r - w @ f) for c, r, f in others) / sum(c for c, _, _ in others)
+        values.append(w @ phi + b)
+    return np.array(values)
+
+
+def naive_sum(rewards, discount):
+    sums = [0.0]
+    for r in reversed(list(rewards)):
+        sums.insert(0, float(r) + discount * sums[0])
+    return sums[:-1]

@@ -1,0 +1,479 @@
+"""`RidgeBaseline`: equal to its formulas, and the invariants that follow from them."""
+
+import pickle
+import tracemalloc
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from rllib_gpg.advantages import Baseline, BinBaseline, RidgeBaseline, Valuation
+from rllib_gpg.advantages.baselines.ridge import RIDGE_SHARE
+from rllib_gpg.advantages.binning import (
+    SpatialTimeBinning,
+    StateBinning,
+    TimeBinning,
+    UniversalBinning,
+)
+from rllib_gpg.advantages.estimator import estimate_advantages, estimate_group
+from rllib_gpg.advantages.grouping import into_bins
+from rllib_gpg.advantages.returns import returns_to_go
+from tests.advantages.naive_ridge import naive_ridge
+
+SMALL = RidgeBaseline(num_features=5)
+
+
+def random_group(rng, lengths, num_states=3, scale=1.0):
+    """Returns depend on the states: r = s0 + noise."""
+    observations = [rng.integers(-num_states, num_states + 1, (n, 2)) * 0.5 for n in lengths]
+    rewards = [scale * (o[:, 0] + 0.3 * rng.normal(size=len(o))) for o in observations]
+    return observations, rewards
+
+
+def random_groups(seed, num_groups, lengths=(12, 9, 12, 7), **options):
+    rng = np.random.default_rng(seed)
+    return [random_group(rng, lengths, **options) for _ in range(num_groups)]
+
+
+def estimates(groups, **options):
+    """The estimates of groups in sequence, each with the memory that the one before left."""
+    options = {"gamma": 0.9, "binning": "time", "baseline": SMALL, **options}
+    memory, found = None, []
+    for observations, rewards in groups:
+        found.append(estimate_group(observations, rewards, memory=memory, **options))
+        memory = found[-1].memory
+    return found
+
+
+def flat(estimate):
+    return np.concatenate(estimate.advantages)
+
+
+# -- it is what the formulas say -------------------------------------------------------------------
+
+
+@st.composite
+def sequences(draw):
+    """3 groups of 1-4 trajectories of 1-20 steps, the later ones perhaps longer than all before."""
+    lengths = st.lists(st.integers(1, 20), min_size=1, max_size=4)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    scale = draw(st.sampled_from([1.0, 1e4]))
+    return [random_group(rng, draw(lengths), scale=scale) for _ in range(3)], scale
+
+
+@pytest.mark.parametrize(
+    "binning", [TimeBinning(), UniversalBinning(), StateBinning(), SpatialTimeBinning(2.0)], ids=str
+)
+@settings(deadline=None, max_examples=25)
+@given(
+    sequence=sequences(),
+    gamma=st.sampled_from([0.0, 0.9, 1.0]),
+    lambda_=st.sampled_from([0.0, 0.9, 1.0]),
+    decay=st.sampled_from([0.0, 0.5, 0.8]),
+)
+def test_equals_the_naive_version(binning, sequence, gamma, lambda_, decay):
+    groups, scale = sequence
+    found = estimates(
+        groups,
+        gamma=gamma,
+        lambda_=lambda_,
+        binning=binning,
+        baseline=RidgeBaseline(num_features=3, decay=decay),
+    )
+    expected = naive_ridge(
+        groups, gamma=gamma, lambda_=lambda_, binning=binning, num_features=3, decay=decay
+    )
+    for estimate, (advantages, _) in zip(found, expected, strict=True):
+        assert_allclose(flat(estimate), np.concatenate(advantages), rtol=1e-9, atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize("binning", [TimeBinning(), UniversalBinning()], ids=str)
+def test_equals_the_naive_version_over_many_groups_strengths_included(binning):
+    groups = random_groups(3, 6, lengths=(12, 9, 12, 7, 15, 3))
+    options = {"gamma": 0.95, "lambda_": 0.9, "binning": binning}
+    found = estimates(groups, baseline=RidgeBaseline(num_features=8, seed=4), **options)
+    expected = naive_ridge(groups, num_features=8, decay=0.8, seed=4, **options)
+    strengths = [strength for _, strength in expected]
+    assert len(set(strengths)) > 2  # the choice moves
+    shares = [1.0 / (1.0 + strength) for strength in strengths]
+    assert [estimate.metrics[RIDGE_SHARE] for estimate in found] == shares
+    for estimate, (advantages, _) in zip(found, expected, strict=True):
+        assert_allclose(flat(estimate), np.concatenate(advantages), rtol=1e-9, atol=1e-9)
+
+
+def test_blocks_and_the_limit_on_bins_change_nothing_that_fits(monkeypatch):
+    groups = random_groups(5, 4)
+    for binning in ("time", "universal", "state"):
+        whole = estimates(groups, binning=binning)
+        with monkeypatch.context() as patch:
+            patch.setattr("rllib_gpg.advantages.baselines.regression._BLOCK", 7)
+            patch.setattr("rllib_gpg.advantages.baselines.carried.MAX_BINS", 49)
+            pieces = estimates(groups, binning=binning)
+        for one, other in zip(whole, pieces, strict=True):
+            assert_allclose(flat(one), flat(other), rtol=0, atol=1e-12)
+
+
+def test_it_predicts_what_bins_cannot():
+    """Returns that are a function of the state: after some groups the ridge explains them."""
+    found = estimates(random_groups(0, 12, lengths=[20] * 8), baseline="ridge", gamma=0.0)
+    assert found[0].baseline_explained_variance == found[0].bins_explained_variance
+    assert found[0].bins_explained_variance < 0.0 < 0.8 < found[-1].baseline_explained_variance
+    assert found[0].metrics[RIDGE_SHARE] == 0.0 < 0.5 < found[-1].metrics[RIDGE_SHARE]
+
+
+def test_noise_that_no_state_explains_is_left_to_the_bins():
+    rng = np.random.default_rng(1)
+    groups = [
+        ([rng.normal(size=(20, 3)) for _ in range(4)], [rng.normal(size=20) for _ in range(4)])
+        for _ in range(8)
+    ]
+    shares = [e.metrics[RIDGE_SHARE] for e in estimates(groups, baseline="ridge")]
+    assert max(shares) <= 0.25
+
+
+# -- invariants ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("binning", ["time", "universal", "state"])
+def test_the_first_group_is_leave_one_out_to_the_last_bit(binning):
+    ((observations, rewards),) = random_groups(2, 1, lengths=(12, 1, 9, 15))
+    options = {"gamma": 0.9, "binning": binning}
+    found = estimate_advantages(observations, rewards, baseline="ridge", **options)
+    expected = estimate_advantages(observations, rewards, leave_one_out=True, **options)
+    for a, b in zip(found, expected, strict=True):
+        assert_array_equal(a, b)
+    if binning == "time":
+        assert (found[3][12:] == 0.0).all()  # singletons
+
+
+def values(observations, rewards, memory, binning="time", gamma=0.9):
+    """v(n,t), and which steps could be compared with nothing."""
+    lengths = np.array([len(reward) for reward in rewards])
+    binning = {"time": TimeBinning(), "state": StateBinning()}[binning]
+    group = into_bins(binning, observations, lengths, ["name"] * len(lengths))
+    returns = returns_to_go(np.concatenate(rewards), lengths, gamma)
+    found = SMALL.values(group, returns, memory)
+    return [np.split(x, np.cumsum(lengths)[:-1]) for x in (found.values, found.alone)]
+
+
+@pytest.mark.parametrize("binning", ["time", "state"])
+@pytest.mark.parametrize("num_before", [0, 1, 4])
+def test_no_trajectory_moves_its_own_values(binning, num_before):
+    *before, (observations, rewards) = random_groups(7, num_before + 1, lengths=(12, 9, 14, 7))
+    memory = estimates(before, binning=binning)[-1].memory["baseline"] if before else None
+    plain, alone = values(observations, rewards, memory, binning)
+    for n in range(4):
+        changed = [r + 100.0 * (m == n) for m, r in enumerate(rewards)]
+        found, _ = values(observations, changed, memory, binning)
+        shared = ~alone[n]
+        assert shared.any()
+        # To rounding: sums are taken over all, and the own is subtracted.
+        assert_allclose(found[n][shared], plain[n][shared], rtol=0, atol=1e-9)
+        assert not np.allclose(found[(n + 1) % 4], plain[(n + 1) % 4])  # but those of others
+
+
+def test_lambda_one_gives_returns_minus_values():
+    *before, (observations, rewards) = random_groups(8, 4)
+    memory = estimates(before)[-1].memory
+    expected, _ = values(observations, rewards, memory["baseline"])
+    found = estimate_group(
+        observations, rewards, gamma=0.9, binning="time", baseline=SMALL, memory=memory
+    )
+    returns = [returns_to_go(reward, [len(reward)], 0.9) for reward in rewards]
+    for a, r, v in zip(found.advantages, returns, expected, strict=True):
+        assert_allclose(a, r - v, rtol=0, atol=1e-12)
+
+
+@dataclass(frozen=True)
+class ZeroWeights(Baseline):
+    """A ridge whose weights are zero, which keeps the own entries and forgets everything."""
+
+    sees_state: ClassVar[bool] = True
+
+    def values(self, group, returns, memory):
+        return Valuation((group.sum_in_bins(returns) / group.counts)[group.bins])
+
+
+def test_with_weights_zero_and_equal_lengths_lambda_is_a_smaller_gamma():
+    ((observations, rewards),) = random_groups(9, 1, lengths=[15] * 5)
+    found = estimate_advantages(
+        observations, rewards, gamma=0.9, lambda_=0.8, binning="time", baseline=ZeroWeights()
+    )
+    expected = estimate_advantages(observations, rewards, gamma=0.9 * 0.8, binning="time")
+    assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("lambda_", [0.9, 1.0])
+def test_rewards_times_c_give_advantages_times_c_and_the_same_strengths(lambda_):
+    groups = random_groups(10, 5)
+    plain = estimates(groups, lambda_=lambda_)
+    for c in (4.0, 1e-3, 1e5):
+        scaled = estimates([(o, [c * r for r in rs]) for o, rs in groups], lambda_=lambda_)
+        for one, other in zip(plain, scaled, strict=True):
+            assert_allclose(flat(other), c * flat(one), rtol=1e-9, atol=1e-9 * c)
+            assert one.metrics == other.metrics
+
+
+def test_permuting_trajectories_permutes_advantages():
+    groups = random_groups(11, 4, lengths=(12, 9, 14, 7))
+    order = [2, 0, 3, 1]
+    permuted = [([o[n] for n in order], [r[n] for n in order]) for o, r in groups]
+    options = {"lambda_": 0.9}
+    for one, other in zip(
+        estimates(groups, **options), estimates(permuted, **options), strict=True
+    ):
+        for place, n in enumerate(order):
+            assert_allclose(other.advantages[place], one.advantages[n], rtol=0, atol=1e-9)
+
+
+def test_affine_changes_of_observations_change_nothing():
+    groups = random_groups(12, 5)
+    scale, shift = np.array([1000.0, 1e-3]), np.array([-5e4, 7.0])
+    changed = [([scale * o + shift for o in os], rs) for os, rs in groups]
+    for one, other in zip(
+        estimates(groups, lambda_=0.9), estimates(changed, lambda_=0.9), strict=True
+    ):
+        assert_allclose(flat(other), flat(one), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda o: np.full_like(o, 0.1),
+        lambda o: o * [0.0, 1.0],
+        lambda o: o * 1e200,
+        lambda o: o + 1e300 * (np.arange(len(o)) == 3)[:, None],
+        lambda o: o.astype(np.float32) * np.float32(1e38),
+        lambda o: np.repeat(np.arange(len(o))[:, None], 2, axis=1),  # known from the timestep
+    ],
+    ids=["constant", "half-constant", "huge", "explodes", "float32", "time"],
+)
+def test_odd_observations_stay_finite(spoil):
+    groups = random_groups(13, 6)
+    spoilt = groups[:2] + [([spoil(o) for o in os], rs) for os, rs in groups[2:4]] + groups[4:]
+    for sequence in (spoilt, [([spoil(o) for o in os], rs) for os, rs in groups]):
+        with np.errstate(all="raise", under="ignore"):
+            for estimate in estimates(sequence, lambda_=0.9, baseline="ridge"):
+                assert np.isfinite(flat(estimate)).all()
+                assert np.abs(flat(estimate)).max() < 100.0
+
+
+def test_observations_known_from_the_bin_add_nothing_to_bins():
+    groups = [([np.arange(len(o))[:, None] for o in os], rs) for os, rs in random_groups(14, 5)]
+    for estimate in estimates(groups):
+        assert estimate.metrics[RIDGE_SHARE] == 0.0
+
+
+def test_longer_than_ever_and_groups_of_one_stay_finite():
+    groups = [g for n in range(1, 8) for g in random_groups(n, 1, lengths=(5 * n,))]
+    found = estimates(groups, lambda_=0.9, normalize=True)
+    for n, estimate in enumerate(found):
+        (advantages,) = estimate.advantages
+        assert np.isfinite(advantages).all()
+        # Where earlier groups have been there is a signal; behind there is none.
+        assert (np.abs(advantages[: 5 * n]) > 1e-6).all()
+        assert_allclose(advantages[5 * n :], 0.0, atol=1e-9)
+
+
+def test_advantages_of_a_group_of_one_keep_their_sign_when_normalised():
+    """An episode better than those before is good throughout: its own mean must stay in."""
+    groups = [([np.zeros((10, 1))], [np.full(10, reward)]) for reward in (1.0, 1.0, 1.0, 2.0)]
+    found = estimates(groups, normalize=True, gamma=1.0)
+    assert_array_equal(flat(found[0]), np.zeros(10))
+    assert_allclose(flat(found[2]), np.zeros(10), atol=1e-9)
+    assert (flat(found[3]) > 0.0).all()
+    # A = 1..10 steps to go; the unit: all steps but the first group's, 0.9 per group.
+    unit = np.sqrt((np.arange(1.0, 11.0) ** 2).sum() / (10 * (1 + 0.9 + 0.81)))
+    assert_allclose(flat(found[3]), np.arange(10.0, 0.0, -1.0) / unit, rtol=1e-9)
+
+
+def test_memory_is_left_as_it_is_and_survives_pickling():
+    *before, (observations, rewards) = random_groups(15, 4)
+    memory = estimates(before)[-1].memory
+    saved = pickle.dumps(memory)
+    options = {"gamma": 0.9, "binning": "time", "baseline": SMALL, "lambda_": 0.9}
+    once = estimate_group(observations, rewards, memory=memory, **options)
+    again = estimate_group(observations, rewards, memory=pickle.loads(saved), **options)
+    assert_array_equal(flat(once), flat(again))
+    assert pickle.dumps(memory) == saved
+
+
+def test_keys_that_do_not_last_are_not_carried_but_weights_are():
+    def clusters(observations, timesteps):
+        return timesteps
+
+    groups = random_groups(16, 8, lengths=[20] * 8)
+    passing = estimates(groups, binning=clusters, gamma=0.0)
+    clusters.keys_last = True
+    lasting = estimates(groups, binning=clusters, gamma=0.0)
+    assert len(passing[-1].memory["baseline"]["bins"]["keys"]) == 0
+    assert len(lasting[-1].memory["baseline"]["bins"]["keys"]) == 20
+    assert passing[-1].baseline_explained_variance > 0.5
+    for one, other in zip(lasting, estimates(groups, gamma=0.0), strict=True):
+        assert_array_equal(flat(one), flat(other))
+
+
+def test_memory_is_in_proportion_to_the_group_and_bins_are_limited(monkeypatch):
+    monkeypatch.setattr("rllib_gpg.advantages.baselines.carried.MAX_BINS", 1000)
+    monkeypatch.setattr("rllib_gpg.advantages.baselines.regression._BLOCK", 512)
+    rng = np.random.default_rng(0)
+    observations = [rng.normal(size=(20_000, 8)).astype(np.float32) for _ in range(4)]
+    rewards = [rng.normal(size=20_000) for _ in range(4)]
+    options = {"gamma": 0.9, "binning": SpatialTimeBinning(5.0), "baseline": "ridge"}
+    memory = estimate_group(observations, rewards, **options).memory
+    tracemalloc.start()
+    memory = estimate_group(observations, rewards, memory=memory, **options).memory
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(memory["baseline"]["bins"]["keys"]) == 1000
+    # The features of all steps at once would take 82 * 8 bytes a step.
+    assert peak < 0.6 * 80_000 * 82 * 8
+
+
+# -- what it takes ---------------------------------------------------------------------------------
+
+
+def test_nested_observations_are_flattened():
+    groups = random_groups(17, 3)
+    nested = [([{"a": o[:, 0], "b": (o[:, 1:],)} for o in os], rs) for os, rs in groups]
+    for one, other in zip(estimates(groups), estimates(nested), strict=True):
+        assert_array_equal(flat(one), flat(other))
+
+
+def test_integers_and_small_images_are_numbers():
+    rng = np.random.default_rng(0)
+    images = [(rng.integers(0, 255, (9, 5, 5, 3), dtype=np.uint8)) for _ in range(4)]
+    for _ in range(3):
+        estimates([(images, [rng.normal(size=9) for _ in images])] * 3)
+
+
+@pytest.mark.parametrize(
+    "observations",
+    [np.zeros((4, 64, 64, 3), np.uint8), np.array(["a", "b", "c", "d"]), np.zeros(4, object)],
+    ids=["images", "words", "objects"],
+)
+def test_images_and_words_are_refused_with_the_way_out(observations):
+    with pytest.raises(ValueError, match=r"at most 1024 numbers per step.*features=f"):
+        estimates([([observations], [np.ones(4)])])
+
+    def features(observations, timesteps):
+        return np.column_stack([timesteps % 2, np.ones(len(timesteps))])
+
+    ridge = RidgeBaseline(features=features)
+    assert len(estimates([([observations], [np.ones(4)])] * 2, baseline=ridge)) == 2
+
+
+def test_features_stand_in_place_of_the_observations():
+    groups = random_groups(18, 4)
+
+    def first_only(observations, timesteps):
+        assert timesteps[0] == 0
+        return observations[:, :1]
+
+    cut = [([o[:, :1] for o in os], rs) for os, rs in groups]
+    for one, other in zip(
+        estimates(groups, baseline=RidgeBaseline(features=first_only)),
+        estimates(cut, baseline=RidgeBaseline()),
+        strict=True,
+    ):
+        assert_array_equal(flat(one), flat(other))
+
+
+def test_features_that_are_not_one_row_per_step_are_refused():
+    ridge = RidgeBaseline(features=lambda observations, timesteps: observations[1:])
+    with pytest.raises(ValueError, match=r"one row per step: 12 rows, got .* shape \(11, 2\)"):
+        estimates(random_groups(0, 1), baseline=ridge)
+
+
+@pytest.mark.parametrize(
+    "other", [RidgeBaseline(num_features=6), RidgeBaseline(num_features=5, seed=1), "wider", "bins"]
+)
+def test_what_is_remembered_of_other_features_or_baselines_counts_for_nothing(other):
+    """A run goes on with other settings: a search restores the state of another trial."""
+    *before, (observations, rewards) = random_groups(0, 4)
+    options = {"gamma": 0.9, "binning": "time", "baseline": SMALL}
+    if other == "wider":
+        before = [([np.column_stack([o, o]) for o in os], rs) for os, rs in before]
+        memory = estimates(before)[-1].memory
+    else:
+        baseline = BinBaseline(decay=0.5) if other == "bins" else other
+        memory = estimates(before, baseline=baseline)[-1].memory
+    found = estimate_group(observations, rewards, memory=memory, **options)
+    fresh = estimate_group(observations, rewards, **options)
+    assert_array_equal(flat(found), flat(fresh))
+    # Other than after groups of the same kind.
+    same_kind = estimates(random_groups(0, 4))[-1]
+    assert not np.allclose(flat(same_kind), flat(fresh))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_features": -1}, {"decay": 1.0}, {"decay": -0.1}, {"decay": float("nan")}]
+)
+def test_settings_that_cannot_be_meant_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        RidgeBaseline(**settings)
+
+
+# -- truncated trajectories ------------------------------------------------------------------------
+
+
+def test_only_truncated_trajectories_are_completed_and_by_earlier_groups_alone():
+    *before, (observations, rewards) = random_groups(19, 5, lengths=[10] * 4)
+    memory = estimates(before)[-1].memory
+    finals = [None, np.ones((1, 2)), None, None]
+    group = into_bins(TimeBinning(), observations, np.full(4, 10), ["n"] * 4, finals)
+    found = SMALL.final_values(group, memory["baseline"])
+    assert (found != 0.0).tolist() == [False, True, False, False]
+    # The same as rewards that say what would have followed.
+    completed = [r + 0.9 * f * (np.arange(10) == 9) for r, f in zip(rewards, found, strict=True)]
+    options = {"gamma": 0.9, "binning": "time", "baseline": SMALL, "memory": memory}
+    one = estimate_group(observations, rewards, final_observations=finals, **options)
+    other = estimate_group(observations, completed, **options)
+    assert_array_equal(flat(one), flat(other))
+    # Nothing is known before the first group, nor by the weights of other features.
+    assert_array_equal(SMALL.final_values(group, None), np.zeros(4))
+    assert_array_equal(RidgeBaseline().final_values(group, memory["baseline"]), np.zeros(4))
+
+
+def test_a_reward_that_never_ends_is_worth_one_over_one_minus_gamma():
+    """Reward 1 for ever, cut after 5 steps: completed returns approach the infinite sum."""
+    observations, rewards = [np.zeros((5, 1))] * 4, [np.ones(5)] * 4
+    final = [np.zeros((1, 1))] * 4
+    memory = None
+    for _ in range(60):
+        memory = estimate_group(
+            observations,
+            rewards,
+            gamma=0.5,
+            binning="time",
+            baseline="ridge",
+            memory=memory,
+            final_observations=final,
+        ).memory
+    bins = memory["baseline"]["bins"]
+    assert_allclose(bins["sums"][:, 0] / bins["counts"], np.full(5, 2.0), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("final", "match"),
+    [
+        ([None], "one entry per trajectory.*got 1 for 2"),
+        ([None, np.zeros(3)], r"trajectory 1: .*shape \[1, ...\], got \(3,\)"),
+        ([None, np.array([[0.0, np.inf]])], "trajectory 1: the final observation is not finite"),
+    ],
+)
+def test_final_observations_that_cannot_be_meant_are_refused(final, match):
+    ((observations, rewards),) = random_groups(0, 1, lengths=(3, 4))
+    with pytest.raises(ValueError, match=match):
+        estimate_advantages(
+            observations,
+            rewards,
+            gamma=0.9,
+            binning="time",
+            baseline="ridge",
+            final_observations=final,
+        )
