@@ -169,7 +169,7 @@ class Raises(ConnectorV2):
         return batch
 
 
-@pytest.mark.parametrize("num_learners", [0, 1])
+@pytest.mark.parametrize("num_learners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_a_piece_raises_arrives_and_leaves_the_learners_in_service(
     num_learners: int, tmp_path: Path
 ) -> None:
@@ -201,7 +201,9 @@ class Writes(CountBasedCuriosity):
         return super().__call__(episodes=episodes, **kwargs)
 
 
-@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(1, 0), (0, 1)])
+@pytest.mark.parametrize(
+    ("num_env_runners", "num_learners"), [(1, 0), pytest.param(0, 1, marks=pytest.mark.slow)]
+)
 def test_pieces_may_write_into_episodes_wherever_these_come_from(
     num_env_runners: int, num_learners: int
 ) -> None:
