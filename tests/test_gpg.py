@@ -26,17 +26,19 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 @pytest.mark.parametrize("num_env_runners", [0, 2])
 def test_metrics_are_there_from_the_first_iteration(num_env_runners: int) -> None:
-    config = small_config(ShortOrLong, group_size=6)
-    with built(config.env_runners(num_env_runners=num_env_runners)) as algo:
+    config = small_config(ShortOrLong, group_size=7)
+    # Shares of 3, 3 and 1: means of means are other numbers.
+    config.env_runners(num_env_runners=num_env_runners, episodes_per_share=3)
+    with built(config) as algo:
         result = algo.train()
         metrics = module_results(result)
         assert metrics.keys() >= GROUP_METRICS
         assert all(math.isfinite(metrics[name]) for name in GROUP_METRICS)
-        assert metrics["group_num_episodes"] == 6
+        assert metrics["group_num_episodes"] == 7
         # One reward per step: the returns add up to the steps.
-        assert metrics["group_num_env_steps"] == metrics["group_return_mean"] * 6
+        assert metrics["group_num_env_steps"] == pytest.approx(metrics["group_return_mean"] * 7)
         runners = result["env_runners"]
-        assert runners["num_episodes_lifetime"] == 6
+        assert runners["num_episodes_lifetime"] == 7
         assert runners["num_env_steps_sampled_lifetime"] == metrics["group_num_env_steps"]
         assert runners["episode_return_mean"] == pytest.approx(metrics["group_return_mean"])
 

@@ -283,9 +283,11 @@ def test_unseeded_calls_draw_actions_of_their_own() -> None:
 
 def test_random_actions_need_no_module_and_are_seeded() -> None:
     config = two_roles_config()
-    drawn = [
-        traces(runner_of(config).sample(num_episodes=3, random_actions=True)) for _ in range(2)
-    ]
+    drawn = []
+    for _ in range(2):
+        runner = runner_of(config)
+        runner.module = None
+        drawn.append(traces(runner.sample(num_episodes=3, random_actions=True)))
     assert drawn[0] == drawn[1]
 
 

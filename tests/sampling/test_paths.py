@@ -227,6 +227,7 @@ def test_what_needs_every_step_is_sampled_step_by_step(change: Any) -> None:
 
 def test_random_actions_need_no_module() -> None:
     runner = GroupEnvRunner(config=small_config("Pendulum-v1"), worker_index=0)
+    runner.module = None
     episodes = runner.sample(num_episodes=2, random_actions=True)
     assert [len(episode) for episode in episodes] == [200, 200]
     assert np.abs(episodes[0].get_actions()).max() > 1.0
