@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -53,18 +54,29 @@ def evaluation_shares(
     )
 
 
-def out_of_reach(config: AlgorithmConfig, evaluation_config: AlgorithmConfig) -> str | None:
-    """Says which settings of the evaluation config the env runners for training can't take.
-
-    To be asked if there are none for evaluation.
+def refuse_if_out_of_reach(config: AlgorithmConfig, evaluation_config: AlgorithmConfig) -> None:
+    """Refuses an evaluation by the env runners for training that they can't do as it says.
 
     Args:
         config: The algorithm's config.
         evaluation_config: The evaluation's, as RLlib makes it of the former.
 
-    Returns:
-        A sentence with the mend. None: there are no such settings.
+    Raises:
+        ValueError: Names the settings that those can't take, and the mend.
     """
+    unmet = _out_of_reach(config, evaluation_config)
+    if unmet is not None:
+        raise ValueError(unmet)
+
+
+def warn_if_out_of_reach(config: AlgorithmConfig, evaluation_config: AlgorithmConfig) -> None:
+    """Warns of what `refuse_if_out_of_reach` will refuse, perhaps after hours of training."""
+    unmet = _out_of_reach(config, evaluation_config)
+    if unmet is not None:
+        warnings.warn(f"{unmet} `evaluate()` will refuse.", stacklevel=3)
+
+
+def _out_of_reach(config: AlgorithmConfig, evaluation_config: AlgorithmConfig) -> str | None:
     given = config.evaluation_config or {}
     if "in_evaluation" in given:  # RLlib makes dicts of config objects.
         names = ["a config of its own"]

@@ -7,19 +7,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
 import pathlib
-import warnings
 from typing import Any, Self
 
-import ray
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.core import (
-    ALL_MODULES,
-    COMPONENT_LEARNER,
-    COMPONENT_RL_MODULE,
-    DEFAULT_MODULE_ID,
-)
+from ray.rllib.core import ALL_MODULES, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -40,12 +32,17 @@ from ray.tune import Checkpoint
 
 from rllib_gpg.checkpoints import check_checkpoint
 from rllib_gpg.config import GPGConfig
-from rllib_gpg.evaluation import evaluate_episodes, evaluation_shares, out_of_reach
+from rllib_gpg.evaluation import (
+    evaluate_episodes,
+    evaluation_shares,
+    refuse_if_out_of_reach,
+    warn_if_out_of_reach,
+)
 from rllib_gpg.learning.batch import shuffle_generator
 from rllib_gpg.learning.pipeline import PreparedGroup, prepare_group
-from rllib_gpg.sampling.connector_states import Connectors
+from rllib_gpg.policy import PolicyInForce
 from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gather
-from rllib_gpg.sampling.messages import ModuleChanges, Share, Weights
+from rllib_gpg.sampling.messages import Share, Weights
 from rllib_gpg.sampling.recording import EpisodeRecorder
 from rllib_gpg.seeding import RunSeed
 from rllib_gpg.threads import threads_of_main_process
@@ -84,16 +81,12 @@ class GPG(Algorithm):
         self._run_seed = RunSeed.draw(self.config.seed, trial)
         self._num_groups = 0
         self._num_evaluations = 0
-        self._num_weights = 0
-        self._weights: Weights | None = None
-        self._training_changes = ModuleChanges()
-        self._evaluation_changes = ModuleChanges()
+        self._policy = PolicyInForce(self)
         self._recorder = EpisodeRecorder(self.config)
         super().setup(config)
         check_spaces(self.config, self.spaces)
-        unmet = self._out_of_reach()
-        if unmet is not None:
-            warnings.warn(f"{unmet} `evaluate()` will refuse.", stacklevel=2)
+        if self.eval_env_runner_group is None:
+            warn_if_out_of_reach(self.config, self.evaluation_config)
 
     def __repr__(self) -> str:
         """Names the algorithm and its env, also while it is being built.
@@ -117,7 +110,7 @@ class GPG(Algorithm):
     def training_step(self) -> None:
         """Runs one iteration of Algorithm 1."""
         # theta_old <- theta
-        weights = self._current_weights()
+        weights = self._policy.weights
         # Collect a group of trajectories tau_1:N under pi_theta_old, and estimate the advantages
         # (Algorithm 2). Nothing here holds on to the episodes: during the update they are gone.
         group = self._estimate_advantages(self._sample_group(weights))
@@ -127,36 +120,10 @@ class GPG(Algorithm):
         self._num_groups += 1
         self._recorder.write()
 
-    def _current_weights(self) -> Weights:
-        return self._weights or self._sync_weights()
-
     def _sync_weights(self) -> Weights:
-        """Takes the learners' weights and what connectors remember, for the next group."""
+        """Takes the learners' weights, for the next group and for the local env runner."""
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-            state, connectors = self._learned(), self._connectors.get_states()
-            changes = self._training_changes
-            self._num_weights += 1
-            if self.env_runner is not None:
-                self.env_runner.load(Weights(self._num_weights, state, connectors, changes))
-            groups = filter(None, (self.env_runner_group, self.eval_env_runner_group))
-            if any(group.num_remote_env_runners() > 0 for group in groups):
-                # Once in the object store; each env runner fetches it with its first share.
-                state = ray.put(state)
-            self._weights = Weights(self._num_weights, state, connectors, changes)
-        return self._weights
-
-    def _learned(self) -> StateDict:
-        """Returns the state of the learners' modules, with its sequence number."""
-        return self.learner_group.get_state(
-            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
-        )[COMPONENT_LEARNER]
-
-    @functools.cached_property
-    def _connectors(self) -> Connectors:
-        """The connectors that checkpoints have: the local env runner's, or if none the driver's."""
-        if self.env_runner is not None:
-            return self.env_runner.connectors
-        return Connectors(self.env_to_module_connector, self.module_to_env_connector)
+            return self._policy.take()
 
     @override(Algorithm)
     def get_module(self, module_id: ModuleID = DEFAULT_MODULE_ID) -> RLModule | None:
@@ -164,10 +131,7 @@ class GPG(Algorithm):
         if self.env_runner is not None:
             return super().get_module(module_id)
         # RLlib would ask a remote env runner, which has the weights of its last share.
-        spec = self.config.get_multi_rl_module_spec(spaces=self.spaces, inference_only=True)
-        modules = spec.build()
-        modules.set_state(self._learned()[COMPONENT_RL_MODULE])
-        return modules.get(module_id)
+        return self._policy.build_module(module_id)
 
     def _sample_group(self, weights: Weights) -> list[EpisodeType]:
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
@@ -179,7 +143,7 @@ class GPG(Algorithm):
             except SamplingError as error:
                 raise self._with_checkpoint(error) from error
             if self.config.merge_env_runner_states:
-                self._connectors.merge(weights.connectors, group.connectors)
+                self._policy.connectors.merge(weights.connectors, group.connectors)
         self._recorder.take(group.episodes)
         return group.episodes
 
@@ -273,16 +237,15 @@ class GPG(Algorithm):
             ValueError: If the env runners for training are to do it, but can't do it as the
                 evaluation config says.
         """
-        unmet = self._out_of_reach()
-        if unmet is not None:
-            raise ValueError(unmet)
+        if self.eval_env_runner_group is None:
+            refuse_if_out_of_reach(self.config, self.evaluation_config)
         if parallel_train_future is None:
             with threads_of_main_process(self.config):
                 self._sync_weights()
         by_shares = self.config.custom_evaluation_function is evaluate_episodes
         if self.config.is_multi_agent and self.eval_env_runner_group and not by_shares:
             # With shares, the changes travel.
-            changes = self._evaluation_changes
+            changes = self._policy.evaluation_changes
             self.eval_env_runner_group.foreach_env_runner(
                 lambda runner: runner.make_changes(changes),
                 timeout_seconds=self.config.evaluation_sample_timeout_s,
@@ -302,25 +265,19 @@ class GPG(Algorithm):
         Args:
             eval_env_runner_group: The env runners for evaluation. None: those for training.
         """
-        config, weights = self.evaluation_config, self._current_weights()
-        env_runner_group = eval_env_runner_group or self.env_runner_group
+        env_runner_group, weights = self.env_runner_group, self._policy.weights
         if eval_env_runner_group is not None:
-            weights = dataclasses.replace(weights, changes=self._evaluation_changes)
+            env_runner_group, weights = eval_env_runner_group, self._policy.evaluation_weights
         shares = evaluation_shares(
             self.config,
-            config,
+            self.evaluation_config,
             self._run_seed.value,
             self._num_evaluations,
             num_env_runners=env_runner_group.num_remote_env_runners(),
         )
         key = (EVALUATION_RESULTS, ENV_RUNNER_RESULTS)
-        self._gather(env_runner_group, shares, weights, config, *key)
+        self._gather(env_runner_group, shares, weights, self.evaluation_config, *key)
         self._num_evaluations += 1
-
-    def _out_of_reach(self) -> str | None:
-        if self.eval_env_runner_group is not None:
-            return None
-        return out_of_reach(self.config, self.evaluation_config)
 
     @override(Algorithm)
     def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
@@ -330,7 +287,7 @@ class GPG(Algorithm):
             _RUN_SEED: dataclasses.astuple(self._run_seed),
             _NUM_GROUPS: self._num_groups,
             _NUM_EVALUATIONS: self._num_evaluations,
-            _CONNECTOR_STATES: self._connectors.get_states(),
+            _CONNECTOR_STATES: self._policy.connectors.get_states(),
         }
 
     @override(Algorithm)
@@ -341,12 +298,12 @@ class GPG(Algorithm):
         seed of that run; see `RunSeed.going_on`.
         """
         super().set_state(state)
-        self._weights = None
+        self._policy.forget()
         if _RUN_SEED in state:
             self._run_seed = self._run_seed.going_on(RunSeed(*state[_RUN_SEED]))
         self._num_groups = state.get(_NUM_GROUPS, self._num_groups)
         self._num_evaluations = state.get(_NUM_EVALUATIONS, self._num_evaluations)
-        self._connectors.set_states(state.get(_CONNECTOR_STATES, {}))
+        self._policy.connectors.set_states(state.get(_CONNECTOR_STATES, {}))
 
     @override(Algorithm)
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
@@ -358,7 +315,7 @@ class GPG(Algorithm):
         component, filesystem = kwargs.get("component"), kwargs.get("filesystem")
         check_checkpoint(path, component=component, filesystem=filesystem)
         super().restore_from_path(path, *args, **kwargs)
-        self._weights = None
+        self._policy.forget()
 
     @override(Algorithm)
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -403,20 +360,12 @@ class GPG(Algorithm):
         spec = super().add_module(module_id, module_spec, **kwargs)
         for each_id, each in spec.rl_module_specs.items():
             self.spaces[each_id] = (each.observation_space, each.action_space)
-        if kwargs.get("add_to_env_runners", True):
-            self._training_changes = self._training_changes.add(module_id, module_spec, kwargs)
-        if kwargs.get("add_to_eval_env_runners", True):
-            self._evaluation_changes = self._evaluation_changes.add(module_id, module_spec, kwargs)
-        self._weights = None
+        self._policy.add_module(module_id, module_spec, kwargs)
         return spec
 
     @override(Algorithm)
     def remove_module(self, module_id: ModuleID, **kwargs: Any) -> MultiRLModuleSpec | None:
         """Removes a module."""
         spec = super().remove_module(module_id, **kwargs)
-        if kwargs.get("remove_from_env_runners", True):
-            self._training_changes = self._training_changes.remove(module_id, kwargs)
-        if kwargs.get("remove_from_eval_env_runners", True):
-            self._evaluation_changes = self._evaluation_changes.remove(module_id, kwargs)
-        self._weights = None
+        self._policy.remove_module(module_id, kwargs)
         return spec

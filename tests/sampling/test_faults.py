@@ -407,7 +407,8 @@ def test_an_env_runner_for_evaluation_that_comes_back_too(unit: str, noticed: bo
         # In every iteration, as it brings lost env runners back.
         evaluation_interval=1,
         evaluation_num_env_runners=1,
-        evaluation_duration=8,
+        # Episodes, or steps of 4 envs together: "c" comes at the fourth.
+        evaluation_duration=40,
         evaluation_duration_unit=unit,
     )
     algo = with_changed_modules(config)

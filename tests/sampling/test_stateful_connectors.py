@@ -52,13 +52,15 @@ def filtered(env: Any = ShortOrLong, **env_runners: Any) -> GPGConfig:
 
 
 def statistics(algo: GPG, agent_id: Any = None) -> RunningStat:
-    state = algo._connectors.get_states()["env_to_module_connector/MeanStdFilter"]
+    state = algo._policy.connectors.get_states()["env_to_module_connector/MeanStdFilter"]
     return RunningStat.from_state(state[agent_id]["running_stats"][0])
 
 
 def remembered(algo: GPG) -> list[Any]:
     """What all filters hold."""
-    filters = [one for state in algo._connectors.get_states().values() for one in state.values()]
+    filters = [
+        one for state in algo._policy.connectors.get_states().values() for one in state.values()
+    ]
     stats = [RunningStat.from_state(stat) for one in filters for stat in one["running_stats"]]
     return [(s.num_pushes, s.mean.tolist(), s.sum_sq_diff_array.tolist()) for s in stats]
 
@@ -350,7 +352,7 @@ def test_any_connector_is_merged_by_its_own_rule(kind: type[Tally]) -> None:
             added = calls_per_share(algo)
             assert len(added) == 3
             total += sum(added)
-            (state,) = algo._connectors.get_states().values()
+            (state,) = algo._policy.connectors.get_states().values()
             assert state == {"calls": total}
 
 
@@ -361,7 +363,7 @@ def test_one_that_cannot_be_merged_is_named_once() -> None:
         total = 0
         for _ in range(2):
             total += calls_per_share(algo)[0]
-            (state,) = algo._connectors.get_states().values()
+            (state,) = algo._policy.connectors.get_states().values()
             assert state == {"calls": total}
     (named,) = (text for text in warnings if "Tally" in text)
     assert "merge_states" in named
@@ -374,7 +376,7 @@ def test_with_one_share_nothing_has_to_be_merged() -> None:
     )
     with logged_warnings() as warnings, built(config) as algo:
         (calls,) = calls_per_share(algo)
-        (state,) = algo._connectors.get_states().values()
+        (state,) = algo._policy.connectors.get_states().values()
         assert state == {"calls": calls}
     assert not [text for text in warnings if "Tally" in text]
 

@@ -1,0 +1,101 @@
+"""The policy in force, as it is handed to env runners: weights, and all that goes with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+from ray.rllib.utils.typing import ModuleID, StateDict
+
+from rllib_gpg.sampling.connector_states import Connectors
+from rllib_gpg.sampling.messages import ModuleChanges, Weights
+
+
+class PolicyInForce:
+    """What the learners hold, what connectors remember, and which agents are mapped to what."""
+
+    def __init__(self, algorithm: Algorithm):
+        """Takes the algorithm, which may still be without learners and env runners."""
+        self._algorithm = algorithm
+        self._version = 0
+        self._weights: Weights | None = None
+        self._training_changes = ModuleChanges()
+        self.evaluation_changes = ModuleChanges()
+
+    @property
+    def weights(self) -> Weights:
+        """What the env runners for training sample with."""
+        return self._weights or self.take()
+
+    @property
+    def evaluation_weights(self) -> Weights:
+        """What the env runners for evaluation sample with."""
+        return dataclasses.replace(self.weights, changes=self.evaluation_changes)
+
+    @functools.cached_property
+    def connectors(self) -> Connectors:
+        """The connectors that checkpoints have: the local env runner's, or if none the driver's."""
+        algorithm = self._algorithm
+        if algorithm.env_runner is not None:
+            return algorithm.env_runner.connectors
+        return Connectors(algorithm.env_to_module_connector, algorithm.module_to_env_connector)
+
+    def take(self) -> Weights:
+        """Takes what the learners hold now, also for the local env runner."""
+        algorithm, state = self._algorithm, self._learned()
+        self._version += 1
+        weights = Weights(
+            self._version, state, self.connectors.get_states(), self._training_changes
+        )
+        if algorithm.env_runner is not None:
+            algorithm.env_runner.load(weights)
+        groups = filter(None, (algorithm.env_runner_group, algorithm.eval_env_runner_group))
+        if any(group.num_remote_env_runners() > 0 for group in groups):
+            # Once in the object store; each env runner fetches it with its first share.
+            weights = dataclasses.replace(weights, state=ray.put(state))
+        self._weights = weights
+        return weights
+
+    def forget(self) -> None:
+        """Has it taken anew when it is needed next."""
+        self._weights = None
+
+    def build_module(self, module_id: ModuleID) -> RLModule | None:
+        """Builds a module as the learners hold it; returns None if there is no such module."""
+        algorithm = self._algorithm
+        spec = algorithm.config.get_multi_rl_module_spec(
+            spaces=algorithm.spaces, inference_only=True
+        )
+        modules = spec.build()
+        modules.set_state(self._learned()[COMPONENT_RL_MODULE])
+        return modules.get(module_id)
+
+    def add_module(
+        self, module_id: ModuleID, spec: RLModuleSpec, arguments: Mapping[str, Any]
+    ) -> None:
+        """Takes note of a call of `Algorithm.add_module` with these keyword arguments."""
+        if arguments.get("add_to_env_runners", True):
+            self._training_changes = self._training_changes.add(module_id, spec, arguments)
+        if arguments.get("add_to_eval_env_runners", True):
+            self.evaluation_changes = self.evaluation_changes.add(module_id, spec, arguments)
+        self.forget()
+
+    def remove_module(self, module_id: ModuleID, arguments: Mapping[str, Any]) -> None:
+        """Takes note of a call of `Algorithm.remove_module` with these keyword arguments."""
+        if arguments.get("remove_from_env_runners", True):
+            self._training_changes = self._training_changes.remove(module_id, arguments)
+        if arguments.get("remove_from_eval_env_runners", True):
+            self.evaluation_changes = self.evaluation_changes.remove(module_id, arguments)
+        self.forget()
+
+    def _learned(self) -> StateDict:
+        """Returns the state of the learners' modules, with its sequence number."""
+        return self._algorithm.learner_group.get_state(
+            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+        )[COMPONENT_LEARNER]
