@@ -99,9 +99,11 @@ def test_killed_env_runners_change_nothing() -> None:
     assert redispatched >= 2
 
 
-def restored(algo: GPG) -> list[int]:
-    algo.restore_env_runners(algo.env_runner_group)
-    return algo.env_runner_group.healthy_env_runner_ids()
+def restored(algo: GPG, group: Any = None) -> list[int]:
+    """The env runners, for training by default, that are there or could be brought back."""
+    group = group or algo.env_runner_group
+    algo.restore_env_runners(group)
+    return group.healthy_env_runner_ids()
 
 
 def wait_until(condition: Any, seconds: float = 60.0) -> None:
@@ -414,9 +416,11 @@ def test_an_env_runner_for_evaluation_that_comes_back_too(unit: str, noticed: bo
     algo = with_changed_modules(config)
     try:
         kill_the_only_one(algo.eval_env_runner_group, noticed=noticed)
-        # RLlib notices the loss in one evaluation by timesteps, and mends it before the next.
-        for _ in range(1 if unit == "episodes" else 2):
-            results = algo.train()["evaluation"]
+        if unit == "timesteps" and noticed:
+            # RLlib notices, evaluates nothing, and brings it back before a later evaluation.
+            algo.train()
+            wait_until(lambda: restored(algo, algo.eval_env_runner_group))
+        results = algo.train()["evaluation"]
         assert results["env_runners"]["num_module_steps_sampled"].keys() == {"first", "late"}
     finally:
         algo.stop()
