@@ -372,7 +372,7 @@ def kill_the_only_one(group: Any, *, noticed: bool) -> None:
             return False
 
     if not noticed:
-        wait_until(is_back)
+        wait_until(is_back, seconds=180.0)
 
 
 @pytest.mark.parametrize(
