@@ -101,9 +101,18 @@ class Rollout(abc.ABC):
 class PipelineRollout(Rollout):
     """Base of those that go through the connector pipelines, for any module and any connectors."""
 
-    def __init__(self, parts: RunnerParts):
-        """Prepares one `sample` call."""
+    def __init__(self, parts: RunnerParts, *, random_actions: bool = False):
+        """Prepares one `sample` call.
+
+        Args:
+            parts: The parts of the env runner to work with.
+            random_actions: Whether to draw actions from the action space instead of the policy.
+        """
         super().__init__(parts)
+        self._random_actions = random_actions
+        # What the last `act` computed, waiting for the steps it led to: per env, in their order.
+        self._actions: list[Any] = []
+        self._outputs: dict[str, Any] = {}
         self._shared_data: dict[str, Any] = {}
 
     def _episodes(self, env_indices: Any) -> list[Any]:

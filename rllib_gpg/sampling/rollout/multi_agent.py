@@ -48,17 +48,8 @@ class MultiAgentRollout(PipelineRollout):
     """
 
     def __init__(self, parts: RunnerParts, *, random_actions: bool = False):
-        """Prepares one `sample` call.
-
-        Args:
-            parts: The parts of the env runner to work with.
-            random_actions: Whether to draw actions from the action spaces instead of the policy.
-        """
-        super().__init__(parts)
-        self._random_actions = random_actions
-        # What the last `act` computed, waiting for the steps it led to: per running env one dict.
-        self._actions: list[dict[Any, Any]] = []
-        self._outputs: dict[str, list[dict[Any, Any]]] = {}
+        """Prepares one `sample` call."""
+        super().__init__(parts, random_actions=random_actions)
         self.counts = StepCounts()
 
     @override(Rollout)

@@ -24,18 +24,9 @@ class StepwiseRollout(PipelineRollout):
     """
 
     def __init__(self, parts: RunnerParts, *, random_actions: bool = False):
-        """Prepares one `sample` call.
-
-        Args:
-            parts: The parts of the env runner to work with.
-            random_actions: Whether to draw actions from the action space instead of the policy.
-        """
-        super().__init__(parts)
-        self._random_actions = random_actions
+        """Prepares one `sample` call."""
+        super().__init__(parts, random_actions=random_actions)
         self._to_module: Any = None
-        # What the last `act` computed, waiting for the steps it led to.
-        self._actions: list[Any] = []
-        self._outputs: dict[str, Any] = {}
 
     @override(Rollout)
     def act(self, stepping: np.ndarray) -> Any:
