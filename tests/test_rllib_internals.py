@@ -74,6 +74,7 @@ CONNECTOR = "rllib_gpg/advantages/connector.py"
 CONNECTOR_STATES = "rllib_gpg/sampling/connector_states.py"
 CONFIG = "rllib_gpg/config.py"
 HALL = "rllib_gpg/gpg.py"
+POLICY = "rllib_gpg/policy.py"
 
 
 def require(condition: object, where: str, what_for: str) -> None:
@@ -484,8 +485,17 @@ def test_env_runner_group_and_its_worker_manager() -> None:
     config.fault_tolerance(restart_failed_env_runners=False)
     with built(config) as algo:
         group = algo.env_runner_group
-        group.foreach_env_runner_async(
-            func=["get_spaces"], kwargs=[{}], remote_worker_ids=[1], tag="mine"
+        sent = [
+            group.foreach_env_runner_async(
+                func=["get_spaces"], kwargs=[{}], remote_worker_ids=[1], tag="mine"
+            )
+            for _ in range(2)
+        ]
+        require(
+            sent == [1, 0],
+            GROUP,
+            "`foreach_env_runner_async` says that it sent nothing to an env runner that still owes "
+            "an answer, such as one that was interrupted.",
         )
         results: list[Any] = []
         while not results:
@@ -553,7 +563,7 @@ def test_learner_group_state_of_the_module_alone(algo: GPG) -> None:
         DEFAULT_MODULE_ID in state[COMPONENT_RL_MODULE]
         and state[WEIGHTS_SEQ_NO] == 1
         and "optimizer" not in state,
-        HALL,
+        POLICY,
         "`get_state(components='learner/rl_module')` has the weights, their number, no more.",
     )
 
