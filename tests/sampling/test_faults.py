@@ -216,10 +216,15 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def interrupt(gathering: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        # Called in each round of the loop, after shares were handed out.
-        patch.setattr(_RemoteGathering, "_kill_overdue", interrupt)
-        yield
+    # A process that was started in the background of a script ignores the signal.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            # Called in each round of the loop, after shares were handed out.
+            patch.setattr(_RemoteGathering, "_kill_overdue", interrupt)
+            yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.parametrize("restore", [False, True])
