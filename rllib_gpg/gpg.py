@@ -165,6 +165,22 @@ class GPG(Algorithm):
         self.metrics.aggregate(group.metrics, key=key)
         return group
 
+    @override(Algorithm)
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        """Brings lost env runners back, with the modules and the mapping that are in force."""
+        restored: list[int] = super().restore_env_runners(env_runner_group)
+        if restored and self.config.is_multi_agent:
+            changes = self._policy.weights.changes
+            if env_runner_group is self.eval_env_runner_group:
+                changes = self._policy.evaluation_changes
+            env_runner_group.foreach_env_runner(
+                lambda runner: runner.make_changes(changes),
+                local_env_runner=False,
+                remote_worker_ids=restored,
+                timeout_seconds=self.config.env_runner_restore_timeout_s,
+            )
+        return restored
+
     def _restore(self, env_runner_group: EnvRunnerGroup) -> None:
         """Brings lost env runners back and tells callbacks, as RLlib does between iterations."""
         restored = self.restore_env_runners(env_runner_group)
