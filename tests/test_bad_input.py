@@ -107,7 +107,7 @@ def test_state_bins_over_floats_warn(binning: Any) -> None:
     assert "SpatialBinning(epsilon=" in warning
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_state_bins_over_one_hot_states_do_not_warn(num_env_runners: int) -> None:
     config = cliff_walking(binning="state").env_runners(num_env_runners=num_env_runners)
     assert not [text for text in build_warnings(config) if "Binning" in text]
@@ -238,7 +238,7 @@ def test_an_observation_that_breaks_the_policy_is_named_all_the_same(
     assert re.search(r"[Ee]pisode [0-9a-f]{32}.*observation at step 4", str(error.value))
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_env_that_raises_is_reported_at_once_and_nothing_is_learned(
     num_env_runners: int,
 ) -> None:

@@ -212,6 +212,7 @@ def test_everything_comes_back(tmp_path: Path, way: Any, iterations: int) -> Non
     assert results["diff_num_grad_updates_vs_sampler_policy"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_remote_learner_goes_back(tmp_path: Path) -> None:
     config = config_with_state().learners(num_learners=1)
     with built(config) as algo:
@@ -332,7 +333,13 @@ def test_all_env_runners_go_back_at_once(
 
 
 @pytest.mark.parametrize(
-    ("num_env_runners", "create_local_env_runner"), [(0, True), (1, True), (1, False)], ids=str
+    ("num_env_runners", "create_local_env_runner"),
+    [
+        (0, True),
+        pytest.param(1, True, marks=pytest.mark.slow),
+        pytest.param(1, False, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_get_module_is_the_policy_in_force(
     tmp_path: Path, num_env_runners: int, create_local_env_runner: bool
@@ -350,7 +357,7 @@ def test_get_module_is_the_policy_in_force(
         assert algo.get_module("nobody's") is None or create_local_env_runner
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_module_alone_goes_into_a_running_algorithm(tmp_path: Path, num_env_runners: int) -> None:
     with built(config_with_state(num_env_runners=num_env_runners)) as algo:
         train(algo, 1)

@@ -24,7 +24,7 @@ from tests.helpers import (
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 2])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_metrics_are_there_from_the_first_iteration(num_env_runners: int) -> None:
     config = small_config(ShortOrLong, group_size=7)
     # Shares of 3, 3 and 1: means of means are other numbers.
@@ -51,7 +51,7 @@ def test_lifetime_counters_go_on_counting() -> None:
             assert runners["num_env_steps_sampled_lifetime"] == 50 * iteration
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_policy_that_samples_is_one_update_behind_the_learner(num_env_runners: int) -> None:
     with built(small_config(Identity).env_runners(num_env_runners=num_env_runners)) as algo:
         before = algo.get_module().get_state()

@@ -55,7 +55,7 @@ def settings_of_this_and_of_new_threads() -> list[int]:
     return settings
 
 
-@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("parallel", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_thread_while_it_works_and_the_users_setting_afterwards(parallel: bool) -> None:
     config = config_that_looks().evaluation(
         evaluation_interval=1,

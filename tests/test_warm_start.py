@@ -31,6 +31,7 @@ def ppo_checkpoint(path: Path, env: Any = Identity, **model_config: Any) -> Path
     config = (
         PPOConfig()
         .environment(env)
+        .env_runners(num_env_runners=0)
         .training(train_batch_size_per_learner=40, minibatch_size=20, num_epochs=1)
         .rl_module(model_config={**SMALL_NET, **model_config})
         .debugging(log_sys_usage=False)
@@ -142,7 +143,8 @@ def test_the_policy_of_bc(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         ("restore_from_path", 0),
         pytest.param("restore_from_path", 1, marks=pytest.mark.slow),
         ("set_state", 0),
-        ("on_algorithm_init", 1),
+        ("on_algorithm_init", 0),
+        pytest.param("on_algorithm_init", 1, marks=pytest.mark.slow),
     ],
 )
 def test_into_a_built_algorithm(how: str, num_env_runners: int, tmp_path: Path) -> None:

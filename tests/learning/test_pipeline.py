@@ -201,9 +201,8 @@ class Writes(CountBasedCuriosity):
         return super().__call__(episodes=episodes, **kwargs)
 
 
-@pytest.mark.parametrize(
-    ("num_env_runners", "num_learners"), [(1, 0), pytest.param(0, 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(1, 0), (0, 1)])
 def test_pieces_may_write_into_episodes_wherever_these_come_from(
     num_env_runners: int, num_learners: int
 ) -> None:

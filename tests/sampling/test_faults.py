@@ -176,7 +176,7 @@ class Counts(RLlibCallback):
         metrics_logger.log_value("lengths", len(episode), reduce="item_series", window=100)
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_users_metrics_count_no_episode_of_a_failed_share(num_env_runners: int) -> None:
     logged = []
     for probability in (0.0, 1 / 200):
@@ -193,6 +193,7 @@ def test_users_metrics_count_no_episode_of_a_failed_share(num_env_runners: int) 
     assert logged[0] == logged[1]
 
 
+@pytest.mark.slow
 def test_what_cant_be_sent_is_named() -> None:
     with built(small_config(TellsTooMuch)) as algo:
         # One process needs to send nothing.
@@ -227,7 +228,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-@pytest.mark.parametrize("restore", [False, True])
+@pytest.mark.parametrize("restore", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("max_requests_in_flight", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_goes_on_after_an_interrupt(
     max_requests_in_flight: int, restore: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -289,7 +290,7 @@ def test_an_env_that_hangs_is_killed_and_its_share_sent_again(tmp_path: Path) ->
         assert num_redispatched(algo) == 2
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_share_that_always_fails_ends_the_run_after_a_checkpoint(num_env_runners: int) -> None:
     config = small_config(Broken).environment(env_config={"how": "raises"})
     config.env_runners(num_env_runners=num_env_runners)
@@ -382,7 +383,11 @@ def kill_the_only_one(group: Any, *, noticed: bool) -> None:
 
 @pytest.mark.parametrize(
     ("noticed", "create_local_env_runner"),
-    [(True, True), (False, True), pytest.param(True, False, marks=pytest.mark.slow)],
+    [
+        (True, True),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.slow),
+    ],
 )
 def test_an_env_runner_that_comes_back_has_the_modules_in_force(
     noticed: bool, create_local_env_runner: bool
@@ -407,6 +412,7 @@ def test_an_env_runner_that_comes_back_has_the_modules_in_force(
         algo.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noticed", [True, False])
 @pytest.mark.parametrize("unit", ["episodes", "timesteps"])
 def test_an_env_runner_for_evaluation_that_comes_back_too(unit: str, noticed: bool) -> None:
@@ -431,6 +437,7 @@ def test_an_env_runner_for_evaluation_that_comes_back_too(unit: str, noticed: bo
         algo.stop()
 
 
+@pytest.mark.slow
 def test_env_runners_for_evaluation_may_keep_their_modules() -> None:
     """The new module plays against the old ones in training alone."""
     config = small_config(ComingAndGoing).evaluation(

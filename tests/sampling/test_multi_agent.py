@@ -130,6 +130,7 @@ def test_sample_returns_exactly_the_episodes_asked_for(num_episodes: int) -> Non
         assert 20 <= sum(map(len, runner.sample(num_timesteps=20))) < 24
 
 
+@pytest.mark.slow
 def test_training_is_the_same_on_0_and_2_env_runners() -> None:
     groups = []
     for num_env_runners in (0, 2):
@@ -524,7 +525,7 @@ def test_advantages_are_equal_with_0_1_and_2_learners() -> None:
             )
 
 
-@pytest.mark.parametrize("num_learners", [0, 1])
+@pytest.mark.parametrize("num_learners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_modules_may_be_added_and_removed_between_groups(num_learners: int) -> None:
     config = multi_config(ComingAndGoing).learners(num_learners=num_learners)
     with built(config) as algo:

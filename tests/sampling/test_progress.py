@@ -34,7 +34,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[list[tuple[int, str, floa
             found.append((int(match[1]), match[2], record.created))
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 2])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_group_that_takes_long_says_how_many_episodes_are_in(
     num_env_runners: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -241,6 +241,7 @@ def of_both_bits(learner: Any) -> torch.Tensor:
         return learner.module[DEFAULT_MODULE_ID].forward_inference(batch)["action_dist_inputs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write_episodes", [True, False])
 def test_bc_clones_the_policy_that_was_recorded(write_episodes: bool, tmp_path: Path) -> None:
     config = small_config(Identity, group_size=32, lr=0.0).offline_data(

@@ -85,7 +85,7 @@ def run(config: GPGConfig, iterations: int = 3) -> tuple[Any, Any]:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("num_env_runners", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_env_runners", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_same_groups_and_filter_on_any_number_of_env_runners(num_env_runners: int) -> None:
     alone = run(filtered())
     assert run(filtered(num_env_runners=num_env_runners)) == alone

@@ -37,6 +37,7 @@ from rllib_gpg.sampling.rollout.actions import DrawActions, fit_for
 from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
 from rllib_gpg.sampling.rollout.episode_columns import EpisodeColumns
 from rllib_gpg.sampling.rollout.nested import map_leaves
+from rllib_gpg.sampling.rollout.sparse_infos import SparseInfos
 from rllib_gpg.sampling.rollout.vector_env import Resets, Steps
 
 _DEFAULT_ENV_TO_MODULE = [
@@ -219,13 +220,11 @@ class ColumnarRollout(Rollout):
         episode = self._parts.episodes[index]
         columns = self._columns.end(index)
         first, end = self._first[index], self._t + 1
-        infos: list[dict[str, Any]] = [{} for _ in range(first, end + 1)]
-        for t, info in self._infos[index].items():
-            infos[t - first] = info
+        infos = {t - first: info for t, info in self._infos[index].items() if info}
         # Says that it is over, and when; the step that this adds is replaced by the columns.
         last = columns[Columns.OBS][-1]
-        episode.add_env_step(last, None, 0.0, infos[-1], terminated=terminated, truncated=truncated)
-        episode.infos.data = infos
+        episode.add_env_step(last, None, 0.0, terminated=terminated, truncated=truncated)
+        episode.infos = SparseInfos(infos, end - first + 1)
         _fill(episode.observations, columns.pop(Columns.OBS))
         _fill(episode.actions, columns.pop(Columns.ACTIONS))
         _fill(episode.rewards, columns.pop(Columns.REWARDS))

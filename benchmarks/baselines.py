@@ -1,0 +1,285 @@
+"""What a baseline is worth: bins, bins carried over groups, the ridge, and RLlib's PPO beside.
+
+Every contender has the same env steps, the same policy network and, on each task, the settings of
+the tuned examples; the learning rate falls linearly to 0. What is compared is the mean return of
+the episodes that ended in the last 10 % of the env steps, over seeds::
+
+    python -m benchmarks.baselines status       # what is missing, and what it will take
+    python -m benchmarks.baselines run          # runs that, two cells at a time
+    python -m benchmarks.baselines run --envs LunarLander-v3 --contenders bins ridge-0.95
+    python -m benchmarks.baselines report       # the tables and pictures of docs/baselines.md
+
+Settings were chosen on the seeds of `--tuning`, for GPG and for PPO from as many candidates each;
+the tables show others. Needs the extras `examples` and `envpool`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.connectors.env_to_module import MeanStdFilter
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from benchmarks.cells import Cell, run_all, status
+from rllib_gpg import GPGConfig
+from rllib_gpg.advantages import BinBaseline, RidgeBaseline
+from rllib_gpg.envs.envpool import register_envpool
+
+EXPERIMENT, TUNING = "baselines", "baselines_tuning"
+SEEDS, TUNING_SEEDS = (10, 11, 12, 13), (0, 1)
+HIDDENS = [64, 64]
+
+
+@dataclass(frozen=True)
+class Task:
+    """An env, and what all contenders share on it.
+
+    Attributes:
+        training: GPG's settings, those of the tuned examples.
+        num_env_steps: Of a run, for each group size.
+        is_continuous: Whether actions are: then observations are normalised too.
+    """
+
+    training: dict[str, Any]
+    num_env_steps: dict[int, int]
+    is_continuous: bool = False
+
+
+CLASSIC = {"lr": 1e-3, "gamma": 0.99, "num_epochs": 4, "num_minibatches": 4}
+BOX2D = {"lr": 1e-3, "gamma": 0.99, "num_epochs": 4, "minibatch_size": 256}
+MUJOCO = {"lr": 3e-4, "gamma": 0.99, "num_epochs": 10, "num_minibatches": 32}
+TASKS = {
+    "CartPole-v1": Task(CLASSIC, {1: 50_000, 4: 40_000, 16: 100_000, 32: 200_000, 128: 500_000}),
+    # The only reward is 1 at the goal.
+    "FrozenLake-v1": Task(CLASSIC, {4: 40_000, 16: 80_000, 32: 120_000, 128: 300_000}),
+    "LunarLander-v3": Task(BOX2D, {4: 200_000, 16: 400_000, 32: 800_000, 128: 2_000_000}),
+    "HalfCheetah-v5": Task(MUJOCO, {4: 280_000, 16: 480_000, 32: 960_000}, is_continuous=True),
+    "Hopper-v5": Task(MUJOCO, {4: 100_000, 16: 200_000, 32: 400_000}, is_continuous=True),
+    "Walker2d-v5": Task(MUJOCO, {4: 200_000, 16: 300_000, 32: 500_000}, is_continuous=True),
+}
+
+
+def ridge(lambda_: float, **settings: Any) -> dict[str, Any]:
+    """GPG's settings for a ridge."""
+    return {"baseline": RidgeBaseline(**settings), "lambda_": lambda_}
+
+
+GPG_CONTENDERS: dict[str, dict[str, Any]] = {
+    "bins": {},
+    "bins-carried": {"baseline": BinBaseline(decay=0.8)},
+    "ridge-1": ridge(1.0),
+    "ridge-0.98": ridge(0.98),
+    "ridge-0.95": ridge(0.95),
+    "ridge-0.9": ridge(0.9),
+    "ridge-0.95-decay-0.5": ridge(0.95, decay=0.5),
+    "ridge-0.95-decay-0.9": ridge(0.95, decay=0.9),
+    "ridge-0.95-features-0": ridge(0.95, num_features=0),
+    "ridge-0.95-features-256": ridge(0.95, num_features=256),
+    "ridge-0.95-bootstrap": {**ridge(0.95), "bootstrap_truncated": True},
+}
+# RLlib's PPO: env steps per update, and the learning rate at the start.
+PPO_CONTENDERS: dict[str, dict[str, Any]] = {
+    f"ppo-{batch}-{lr:g}": {"train_batch_size_per_learner": batch, "lr": lr}
+    for batch in (512, 2048)
+    for lr in (3e-4, 1e-3)
+}
+MAIN = ("bins", "ridge-1", "ridge-0.98", "ridge-0.95")
+
+
+class Returns(RLlibCallback):
+    """The returns of the episodes that have ended since they were asked for last."""
+
+    ended: list[float] = []  # noqa: RUF012 (one list, as everything happens in one process)
+
+    def on_episode_end(self, *, episode: Any, **kwargs: Any) -> None:
+        """Writes one down."""
+        self.ended.append(float(episode.get_return()))
+
+    @classmethod
+    def since_last(cls) -> list[float]:
+        """Gives them."""
+        returns = cls.ended.copy()
+        cls.ended.clear()
+        return returns
+
+
+class ScaleRewards(ConnectorV2):
+    """Divides rewards by the running standard deviation of the discounted sum of earlier ones.
+
+    It is what PPO's published settings for MuJoCo have as a wrapper of the env, and RLlib doesn't.
+    """
+
+    def __init__(self, *args: Any, gamma: float, **kwargs: Any):
+        """Takes PPO's gamma."""
+        super().__init__(*args, **kwargs)
+        self._gamma = gamma
+        self._sums: dict[str, float] = {}
+        self._count, self._mean, self._squares = 1e-4, 0.0, 1e-4
+
+    def __call__(self, *, batch: Any, episodes: Any, **kwargs: Any) -> Any:
+        """Scales the rewards of all episodes, in which they replace the old ones."""
+        for episode in self.single_agent_episode_iterator(episodes, agents_that_stepped_only=False):
+            rewards = np.asarray(episode.get_rewards(), np.float64)
+            total = self._sums.pop(episode.id_, 0.0)
+            for reward in rewards:
+                total = self._gamma * total + reward
+                self._count += 1
+                delta = total - self._mean
+                self._mean += delta / self._count
+                self._squares += delta * (total - self._mean)
+            if not episode.is_done:
+                self._sums[episode.id_] = total
+            std = (self._squares / self._count) ** 0.5
+            episode.set_rewards(new_data=np.clip(rewards / (std + 1e-8), -10.0, 10.0))
+        return batch
+
+
+def falling(lr: float, cell: Cell) -> list[list[float]]:
+    """A learning rate that falls linearly to 0 over a run."""
+    return [[0, lr], [cell.num_env_steps, 0.0]]
+
+
+def gpg_config(cell: Cell, task: Task, training: dict[str, Any]) -> GPGConfig:
+    """GPG's settings: all episodes of a group side by side."""
+    config = GPGConfig().env_runners(num_envs_per_env_runner=cell.group_size)
+    model = {"free_log_std": True, "normalize_observations": True} if task.is_continuous else {}
+    config.rl_module(model_config={"fcnet_hiddens": HIDDENS, **model})
+    lr = falling(task.training["lr"], cell)
+    return config.training(**{**task.training, "group_size": cell.group_size, "lr": lr, **training})
+
+
+def ppo_config(cell: Cell, task: Task, training: dict[str, Any]) -> PPOConfig:
+    """RLlib's PPO with 8 envs, without its KL term."""
+    model = {"free_log_std": True} if task.is_continuous else {}
+    config = PPOConfig().env_runners(num_env_runners=0, num_envs_per_env_runner=8)
+    config.rl_module(
+        model_config={
+            "fcnet_hiddens": HIDDENS,
+            "fcnet_activation": "tanh",
+            "vf_share_layers": False,
+            **model,
+        }
+    )
+    batch = training["train_batch_size_per_learner"]
+    # As many epochs, and as large minibatches, as published settings for these tasks have.
+    epochs, minibatch = (10, 64) if task.is_continuous else (4, 128)
+    config.training(
+        train_batch_size_per_learner=batch,
+        minibatch_size=minibatch,
+        num_epochs=epochs,
+        lr=falling(training["lr"], cell),
+        gamma=task.training["gamma"],
+        lambda_=0.95,
+        clip_param=0.2,
+        use_kl_loss=False,
+        vf_clip_param=float("inf"),
+        vf_loss_coeff=0.5,
+        grad_clip=0.5,
+        grad_clip_by="global_norm",
+    )
+    if task.is_continuous:
+        config.env_runners(env_to_module_connector=lambda *_, **__: MeanStdFilter())
+        gamma = task.training["gamma"]
+        config.learners(learner_connector=lambda *_, **__: ScaleRewards(gamma=gamma))
+    return config
+
+
+def config_of(cell: Cell) -> AlgorithmConfig:
+    """The whole config of a cell."""
+    task = TASKS[cell.env]
+    if cell.contender in PPO_CONTENDERS:
+        config = ppo_config(cell, task, PPO_CONTENDERS[cell.contender])
+    else:
+        config = gpg_config(cell, task, GPG_CONTENDERS[cell.contender])
+    config.environment(register_envpool(cell.env)).callbacks(Returns)
+    config.env_runners(gym_env_vectorize_mode="vector_entry_point")
+    return config.debugging(seed=cell.seed, log_level="ERROR", log_sys_usage=False)
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Trains; gives the settings and, iteration by iteration, the learning curve."""
+    curve: dict[str, list[float]] = {name: [] for name in ("steps", "return", "episodes")}
+    Returns.since_last()
+    config = config_of(cell)
+    algo = config.build_algo()
+    try:
+        num_steps = 0
+        while num_steps < cell.num_env_steps:
+            result = algo.train()
+            num_steps = int(result["num_env_steps_sampled_lifetime"])
+            returns = Returns.since_last()
+            row = {
+                "steps": num_steps,
+                "return": float(np.mean(returns)) if returns else 0.0,
+                "episodes": len(returns),
+                **explained(result["learners"][DEFAULT_MODULE_ID]),
+            }
+            for name, value in row.items():
+                curve.setdefault(name, []).append(value)
+    finally:
+        algo.stop()
+    return {"settings": settings_of(cell), "curve": curve}
+
+
+def explained(results: dict[str, Any]) -> dict[str, float]:
+    """How much of the variance of returns is explained, and by what."""
+    names = {
+        "baseline_explained_variance": "baseline",
+        "bins_explained_variance": "bins",
+        "baseline_ridge_share": "ridge_share",
+        "vf_explained_var": "critic",
+    }
+    return {ours: round(float(results[n]), 4) for n, ours in names.items() if n in results}
+
+
+def settings_of(cell: Cell) -> dict[str, Any]:
+    """What the contender is, in words that JSON knows."""
+    contender = {**GPG_CONTENDERS, **PPO_CONTENDERS}[cell.contender]
+    settings = {**TASKS[cell.env].training, **contender, "lr_at_the_end": 0.0}
+    return {
+        name: value if isinstance(value, int | float) else str(value)
+        for name, value in settings.items()
+    }
+
+
+def cells(arguments: argparse.Namespace) -> list[Cell]:
+    """The cells that are asked for."""
+    experiment, seeds = (TUNING, TUNING_SEEDS) if arguments.tuning else (EXPERIMENT, SEEDS)
+    return [
+        Cell(experiment, env, contender, group_size, seed, num_env_steps)
+        for env in arguments.envs
+        for group_size, num_env_steps in TASKS[env].num_env_steps.items()
+        if group_size in arguments.group_sizes
+        for seed in (arguments.seeds or seeds)
+        for contender in arguments.contenders
+    ]
+
+
+def main() -> None:
+    """Does what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["run", "status", "report"])
+    parser.add_argument("--envs", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument(
+        "--contenders", nargs="+", default=MAIN, choices=[*GPG_CONTENDERS, *PPO_CONTENDERS]
+    )
+    parser.add_argument("--group-sizes", nargs="+", type=int, default=[1, 4, 16, 32, 128])
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--tuning", action="store_true", help="runs to choose settings by")
+    parser.add_argument("--jobs", type=int, default=2, help="cells at a time")
+    arguments = parser.parse_args()
+    if arguments.what == "run":
+        run_all(cells(arguments), run_cell, arguments.jobs)
+    elif arguments.what == "status":
+        print(status(cells(arguments)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Cells: many runs that know nothing of each other, each of which leaves one small file.
+
+A cell is one contender on one task, with one group size and one seed. Its file says what was run
+(settings, versions, commit, machine) and what came of it (the learning curve). Cells whose file is
+there are skipped, so that a long experiment can be interrupted, and seeds can be added, anywhere
+and at any time.
+
+Every cell has one process and one thread. Its time is CPU time, so that cells may run side by side;
+its env steps are those that the simulator took.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+# Processes grow with every algorithm that they build.
+CELLS_PER_PROCESS = 10
+PACKAGES = ("ray", "torch", "gymnasium", "numpy", "envpool")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        experiment: The folder of its file, in `benchmarks/results/`.
+        env: The task.
+        contender: Who learns it.
+        group_size: Episodes per update, or whatever the experiment says.
+        seed: Of the run.
+        num_env_steps: After how many env steps it ends.
+    """
+
+    experiment: str
+    env: str
+    contender: str
+    group_size: int
+    seed: int
+    num_env_steps: int
+
+    @property
+    def path(self) -> Path:
+        """Where its file is."""
+        name = f"{self.contender}-n{self.group_size}-s{self.seed}.json"
+        return RESULTS / self.experiment / self.env / name
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has been run."""
+        return self.path.exists()
+
+    def result(self) -> dict[str, Any]:
+        """What its file says.
+
+        Raises:
+            FileNotFoundError: If it hasn't been run.
+        """
+        return json.loads(self.path.read_text())
+
+    def __str__(self) -> str:
+        """Names it in a line."""
+        return f"{self.env} {self.contender} n{self.group_size} s{self.seed}"
+
+
+CellFunction = Callable[[Cell], dict[str, Any]]
+"""Runs a cell, and gives what its file says beside the cell itself and `where`."""
+
+
+def where() -> dict[str, Any]:
+    """On what a cell was run: enough to run it again."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    return {
+        "commit": git("rev-parse", "--short", "HEAD"),
+        # Of the code that is measured: results are committed while others are made.
+        "changed": bool(git("status", "--porcelain", "--", ":/rllib_gpg", ":/benchmarks/*.py")),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def run_all(cells: Iterable[Cell], run: CellFunction, jobs: int) -> None:
+    """Runs the cells that have no file yet, `jobs` at a time, and says how far it is.
+
+    Raises:
+        Exception: What the first cell that failed raised, after all others have been run.
+    """
+    missing = [cell for cell in cells if not cell.is_done]
+    start, failure = time.monotonic(), None
+    # A fresh process each, as Ray and torch don't survive a fork.
+    pool = ProcessPoolExecutor(
+        jobs,
+        multiprocessing.get_context("spawn"),
+        _quiet_process,
+        max_tasks_per_child=CELLS_PER_PROCESS,
+    )
+    with pool:
+        futures = {pool.submit(_run_one, cell, run): cell for cell in missing}
+        for done, future in enumerate(as_completed(futures), start=1):
+            if error := future.exception():
+                failure = error
+                print(f"FAILED {futures[future]}: {error!r}", flush=True)
+                continue
+            seconds = time.monotonic() - start
+            left = seconds / done * (len(missing) - done)
+            print(
+                f"{done} of {len(missing)}: {futures[future]}: {future.result():.1f}; about "
+                f"{left / 60:.0f} min left",
+                flush=True,
+            )
+    if failure:
+        raise failure
+
+
+def _quiet_process() -> None:
+    import logging
+
+    import ray
+    import torch
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    ray.init(
+        num_cpus=1,
+        object_store_memory=128 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    logging.disable(logging.WARNING)
+
+
+def _run_one(cell: Cell, run: CellFunction) -> float:
+    start = time.process_time()
+    outcome = run(cell)
+    outcome["cpu_seconds"] = round(time.process_time() - start, 1)
+    result = {"cell": asdict(cell), "where": where(), **outcome}
+    cell.path.parent.mkdir(parents=True, exist_ok=True)
+    # Whole or not at all.
+    unfinished = cell.path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(result) + "\n")
+    unfinished.replace(cell.path)
+    return last_return(result)
+
+
+def last_return(result: dict[str, Any], share: float = 0.1) -> float:
+    """The mean return of the episodes that ended in the last 10 % of a cell's env steps."""
+    steps, returns, episodes = (result["curve"][name] for name in ("steps", "return", "episodes"))
+    first = (1.0 - share) * result["cell"]["num_env_steps"]
+    last = [i for i, step in enumerate(steps) if step > first] or [len(steps) - 1]
+    return sum(returns[i] * episodes[i] for i in last) / max(1, sum(episodes[i] for i in last))
+
+
+def status(cells: Iterable[Cell]) -> str:
+    """What is done and missing, task by task, and what the missing ones will take."""
+    lines, total = [], 0.0
+    cells = list(cells)
+    seconds = {cell: cell.result()["cpu_seconds"] for cell in cells if cell.is_done}
+    for env in dict.fromkeys(cell.env for cell in cells):
+        ours = [cell for cell in cells if cell.env == env]
+        missing = [cell for cell in ours if cell not in seconds]
+        # As much per env step as the cells of this task have taken so far.
+        per_step = [s / cell.num_env_steps for cell, s in seconds.items() if cell.env == env]
+        each = mean(per_step) if per_step else 1e-3
+        needed = each * sum(cell.num_env_steps for cell in missing)
+        total += needed
+        lines.append(
+            f"{env:20} {len(ours) - len(missing):4} of {len(ours):4} done, "
+            f"{needed / 3600:6.2f} CPU hours missing{'' if per_step else ' (a guess)'}"
+        )
+    return "\n".join([*lines, f"{'':20} {total / 3600:.2f} CPU hours in all"])
+
+
+def progress_to_stderr(message: str) -> None:
+    """A line that isn't part of a table."""
+    print(message, file=sys.stderr, flush=True)
