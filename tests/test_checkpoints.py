@@ -303,7 +303,9 @@ def evaluated_with(algo: GPG) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("num_env_runners", "num_eval_runners"), [(0, None), (0, 0), (1, 1)], ids=str
+    ("num_env_runners", "num_eval_runners"),
+    [(0, None), (0, 0), pytest.param(1, 1, marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_all_env_runners_go_back_at_once(
     tmp_path: Path, num_env_runners: int, num_eval_runners: int | None

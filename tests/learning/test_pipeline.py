@@ -124,7 +124,10 @@ def returns_with_curiosity(episodes: list[Any], state: Any) -> list[float]:
     return returns
 
 
-@pytest.mark.parametrize("num_learners", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "num_learners",
+    [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)],
+)
 def test_pieces_of_config_and_learner_run_once_with_the_weights_in_force(num_learners: int) -> None:
     groups: list[list[Any]] = []
     with guarded(curious_config().learners(num_learners=num_learners)) as algo:

@@ -407,7 +407,11 @@ def test_the_padding_of_a_recurrent_module_is_not_merged_in() -> None:
     np.testing.assert_allclose(learned["var"] + learned["mean"] ** 2, 1.0, rtol=1e-5)
 
 
-@pytest.fixture(scope="module", params=[0, 1], ids=["local", "remote"])
+@pytest.fixture(
+    scope="module",
+    params=[0, pytest.param(1, marks=pytest.mark.slow)],
+    ids=["local", "remote"],
+)
 def trained(request: pytest.FixtureRequest, ray_session: None) -> Iterator[GPG]:
     config = small_config(Identity).rl_module(model_config=NORMALIZED)
     with built(config.env_runners(num_env_runners=request.param)) as algo:

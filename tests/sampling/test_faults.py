@@ -381,12 +381,13 @@ def kill_the_only_one(group: Any, *, noticed: bool) -> None:
         wait_until(is_back, seconds=180.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noticed", "create_local_env_runner"),
     [
         (True, True),
-        pytest.param(False, True, marks=pytest.mark.slow),
-        pytest.param(True, False, marks=pytest.mark.slow),
+        (False, True),
+        (True, False),
     ],
 )
 def test_an_env_runner_that_comes_back_has_the_modules_in_force(

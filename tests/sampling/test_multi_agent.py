@@ -190,6 +190,7 @@ def test_a_share_maps_the_same_agents_again_also_at_random() -> None:
     assert random.getstate() == state
 
 
+@pytest.mark.slow
 def test_a_share_that_failed_is_sampled_again_as_it_was() -> None:
     groups = []
     for probability in (0.0, 0.004):

@@ -46,7 +46,7 @@ def test_empty_ones_are_not_sent() -> None:
 
 def test_episodes_go_to_a_state_and_back_with_them() -> None:
     episode = SingleAgentEpisode(
-        observations=[0, 1, 2, 3], actions=[0, 0, 0], rewards=[1.0, 1.0, 1.0]
+        observations=[0, 1, 2, 3], actions=[0, 0, 0], rewards=[1.0, 1.0, 1.0], len_lookback_buffer=0
     )
     episode.infos = sparse()
     episode.validate()
