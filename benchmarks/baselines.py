@@ -28,6 +28,7 @@ from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from benchmarks.cells import Cell, run_all, status
+from benchmarks.witness_critic import WitnessCritic
 from rllib_gpg import GPGConfig
 from rllib_gpg.advantages import BinBaseline, RidgeBaseline
 from rllib_gpg.envs.envpool import register_envpool
@@ -83,6 +84,8 @@ GPG_CONTENDERS: dict[str, dict[str, Any]] = {
     "ridge-0.95-features-0": ridge(0.95, num_features=0),
     "ridge-0.95-features-256": ridge(0.95, num_features=256),
     "ridge-0.95-bootstrap": {**ridge(0.95), "bootstrap_truncated": True},
+    # The same as without it, with a critic that learns from the same groups and isn't used.
+    "ridge-0.95-witness": ridge(0.95),
 }
 # RLlib's PPO: env steps per update, and the learning rate at the start.
 PPO_CONTENDERS: dict[str, dict[str, Any]] = {
@@ -205,9 +208,15 @@ def config_of(cell: Cell) -> AlgorithmConfig:
 
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Trains; gives the settings and, iteration by iteration, the learning curve."""
-    curve: dict[str, list[float]] = {name: [] for name in ("steps", "return", "episodes")}
+    curve: dict[str, list[float]] = {}
     Returns.since_last()
     config = config_of(cell)
+    training = TASKS[cell.env].training
+    witness = WitnessCritic(
+        gamma=training["gamma"], lr=training["lr"], num_epochs=training["num_epochs"]
+    )
+    if cell.contender.endswith("-witness"):
+        config.learners(learner_connector=lambda *_, **__: witness)
     algo = config.build_algo()
     try:
         num_steps = 0
@@ -225,6 +234,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
                 curve.setdefault(name, []).append(value)
     finally:
         algo.stop()
+    if witness.explained_variance:
+        curve["critic"] = [round(value, 4) for value in witness.explained_variance]
     return {"settings": settings_of(cell), "curve": curve}
 
 

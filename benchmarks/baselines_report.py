@@ -1,0 +1,135 @@
+"""The table and the two pictures of docs/baselines.md, from the cells of `benchmarks.baselines`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from benchmarks.cells import Cell, last_return
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = DOCS / "baselines.md"
+# Okabe and Ito's: told apart by all kinds of colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
+POINTS = 60
+
+Results = dict[tuple[str, int, str], list[dict[str, Any]]]
+"""(env, group size, contender) -> what the cells say that have been run, seed by seed."""
+
+
+def results_of(cells: Sequence[Cell]) -> Results:
+    """What there is of some cells."""
+    results: Results = {}
+    for cell in cells:
+        if cell.is_done:
+            key = (cell.env, cell.group_size, cell.contender)
+            results.setdefault(key, []).append(cell.result())
+    return results
+
+
+def table(results: Results, contenders: Sequence[str], num_env_steps: dict[Any, int]) -> str:
+    """Mean and standard error of the last returns: a row per task and group size."""
+    lines = [
+        f"| task | N | env steps | {' | '.join(contenders)} |",
+        f"|---|---|---|{'---|' * len(contenders)}",
+    ]
+    for (env, group_size), steps in num_env_steps.items():
+        found = [results.get((env, group_size, contender), []) for contender in contenders]
+        if any(found):
+            values = " | ".join(map(_mean_and_error, found))
+            lines.append(f"| {env} | {group_size} | {steps:,} | {values} |")
+    return "\n".join(lines)
+
+
+def _mean_and_error(cells: list[dict[str, Any]]) -> str:
+    if not cells:
+        return "not run"
+    returns = np.array([last_return(cell) for cell in cells])
+    digits = 2 if np.abs(returns).max() < 10 else 0
+    mean = f"{returns.mean():.{digits}f}"
+    if len(returns) == 1:
+        return f"{mean} (1 seed)"
+    return f"{mean} ± {returns.std(ddof=1) / len(returns) ** 0.5:.{digits}f} ({len(returns)})"
+
+
+def write_table(name: str, text: str, page: Path = PAGE) -> None:
+    """Puts a table in place of the one that the page has between `<!-- name -->` marks."""
+    marks = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    pattern = re.compile(f"{re.escape(marks[0])}.*?{re.escape(marks[1])}", re.DOTALL)
+    old = page.read_text()
+    if not pattern.search(old):
+        raise ValueError(f"{page} has no {marks[0]} .. {marks[1]}.")
+    page.write_text(pattern.sub(lambda _: f"{marks[0]}\n{text}\n{marks[1]}", old))
+
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""Env steps, and what is shown at each."""
+
+
+def returns_curve(result: dict[str, Any]) -> Curve:
+    """The mean return of the episodes that ended around each point."""
+    curve, budget = result["curve"], result["cell"]["num_env_steps"]
+    steps, weights = np.array(curve["steps"]), np.array(curve["episodes"], float)
+    return _smooth(steps, np.array(curve["return"]), weights, budget)
+
+
+def explained_curve(name: str) -> Callable[[dict[str, Any]], Curve]:
+    """How much of the variance of returns is explained, by what the curve calls `name`."""
+
+    def curve_of(result: dict[str, Any]) -> Curve:
+        curve, budget = result["curve"], result["cell"]["num_env_steps"]
+        # Nothing can be said of a group without variance; far below 0 is as bad as 0.
+        values = np.clip(np.nan_to_num(curve[name]), -1.0, 1.0)
+        return _smooth(np.array(curve["steps"]), values, np.ones(len(values)), budget)
+
+    return curve_of
+
+
+def _smooth(steps: np.ndarray, values: np.ndarray, weights: np.ndarray, budget: int) -> Curve:
+    at = np.linspace(0.0, budget, POINTS)
+    near = np.abs(steps - at[:, None]) <= budget / 20
+    weight = near * weights
+    total = weight.sum(1)
+    known = total > 0
+    return at[known], (weight[known] @ values) / total[known]
+
+
+def draw(panels: dict[str, dict[str, list[Curve]]], ylabel: str, path: Path) -> None:
+    """One panel per task; one line per contender: the mean over seeds, and its standard error."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.0 * columns, 3.0 * rows), squeeze=False)
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
+        for (name, curves), colour in zip(lines.items(), COLOURS, strict=False):
+            if not curves:
+                continue
+            at = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), POINTS)
+            values = np.array([np.interp(at, *curve) for curve in curves])
+            mean, error = values.mean(0), values.std(0) / max(1, len(values) - 1) ** 0.5
+            axis.plot(at / 1e3, mean, color=colour, label=name)
+            axis.fill_between(at / 1e3, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis in axes[-1]:
+        axis.set_xlabel("env steps (thousands)")
+    for axis in axes[:, 0]:
+        axis.set_ylabel(ylabel)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".png", ".svg"):
+        # Without a date, so that the same figures make the same file.
+        metadata = {"Date": None} if suffix == ".svg" else {}
+        figure.savefig(path.with_suffix(suffix), dpi=110, metadata=metadata)
+    plt.close(figure)
