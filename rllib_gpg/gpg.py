@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import pathlib
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -82,6 +83,9 @@ class GPG(Algorithm):
         self._num_groups = 0
         self._num_evaluations = 0
         self._policy = PolicyInForce(self)
+        # Those at the beginning of the iteration, and those of the last evaluation.
+        self._weights_of_step: Weights
+        self._evaluated_weights: Weights
         self._recorder = EpisodeRecorder(self.config)
         super().setup(config)
         check_spaces(self.config, self.spaces)
@@ -103,7 +107,7 @@ class GPG(Algorithm):
             # Here, because training and evaluation may run in parallel from now on; and anew,
             # because the last iteration may have been interrupted, or somebody has changed what
             # the learners hold.
-            self._sync_weights()
+            self._weights_of_step = self._sync_weights()
             return super().step()
 
     @override(Algorithm)
@@ -116,8 +120,10 @@ class GPG(Algorithm):
         group = self._estimate_advantages(self._sample_group(weights))
         # Several epochs of minibatches on PPO's clipped loss.
         self._update(group)
-        self._sync_weights()
+        # At once: whatever interrupts what follows, the group has been trained on.
         self._num_groups += 1
+        self._recorder.commit()
+        self._sync_weights()
         self._recorder.write()
 
     def _sync_weights(self) -> Weights:
@@ -255,9 +261,11 @@ class GPG(Algorithm):
         """
         if self.eval_env_runner_group is None:
             refuse_if_out_of_reach(self.config, self.evaluation_config)
+        # Beside training it is the policy of the step's beginning, however far training has come.
+        self._evaluated_weights = self._weights_of_step
         if parallel_train_future is None:
             with threads_of_main_process(self.config):
-                self._sync_weights()
+                self._evaluated_weights = self._sync_weights()
         by_shares = self.config.custom_evaluation_function is evaluate_episodes
         if self.config.is_multi_agent and self.eval_env_runner_group and not by_shares:
             # With shares, the changes travel.
@@ -266,8 +274,12 @@ class GPG(Algorithm):
                 lambda runner: runner.make_changes(changes),
                 timeout_seconds=self.config.evaluation_sample_timeout_s,
             )
+        kept: AbstractContextManager[None] = nullcontext()
+        if self.eval_env_runner_group is None:
+            # Those for training do it: what their connectors remember is to stay as it is.
+            kept = self._policy.connectors.beginning_with(self._evaluated_weights.connectors)
         try:
-            with threads_of_main_process(self.config):
+            with threads_of_main_process(self.config), kept:
                 return super().evaluate(parallel_train_future)
         except SamplingError as error:
             if parallel_train_future is not None:
@@ -281,9 +293,10 @@ class GPG(Algorithm):
         Args:
             eval_env_runner_group: The env runners for evaluation. None: those for training.
         """
-        env_runner_group, weights = self.env_runner_group, self._policy.weights
+        env_runner_group, weights = self.env_runner_group, self._evaluated_weights
         if eval_env_runner_group is not None:
-            env_runner_group, weights = eval_env_runner_group, self._policy.evaluation_weights
+            env_runner_group = eval_env_runner_group
+            weights = self._policy.for_evaluation(weights)
         shares = evaluation_shares(
             self.config,
             self.evaluation_config,
@@ -348,8 +361,10 @@ class GPG(Algorithm):
     @override(Algorithm)
     def cleanup(self) -> None:
         """Ends all actors, and the recording of episodes if there is one."""
-        self._recorder.close()
-        super().cleanup()
+        try:
+            self._recorder.close()
+        finally:
+            super().cleanup()
 
     @classmethod
     @override(Algorithm)

@@ -33,10 +33,9 @@ class PolicyInForce:
         """What the env runners for training sample with."""
         return self._weights or self.take()
 
-    @property
-    def evaluation_weights(self) -> Weights:
-        """What the env runners for evaluation sample with."""
-        return dataclasses.replace(self.weights, changes=self.evaluation_changes)
+    def for_evaluation(self, weights: Weights) -> Weights:
+        """Returns weights as the env runners for evaluation take them."""
+        return dataclasses.replace(weights, changes=self.evaluation_changes)
 
     @functools.cached_property
     def connectors(self) -> Connectors:

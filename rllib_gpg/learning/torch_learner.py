@@ -146,7 +146,6 @@ class GPGTorchLearner(TorchLearner):
                 self._adapt_kl_coeff(module_id, config, stats[LEARNER_RESULTS_KL_KEY])
                 stats[LEARNER_RESULTS_CURR_KL_COEFF_KEY] = self.kl_coeff(module_id)
             self.metrics.log_dict(stats, key=module_id, window=1)
-        self._loss_stats.clear()
 
     @override(Learner)
     def remove_module(self, module_id: ModuleID, **kwargs: Any) -> MultiRLModuleSpec:
@@ -212,6 +211,8 @@ class GPGTorchLearner(TorchLearner):
                 module that normalises observations.
             **kwargs: Its keyword arguments.
         """
+        # An interrupted update leaves its own.
+        self._loss_stats.clear()
         with contextlib.nullcontext() if seed is None else seeded_globally(seed, self._device):
             results = super().update(*args, **kwargs)
         # After the gradient steps, or the first ratio of the group wouldn't be 1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ class EpisodeRecorder:
     afterwards and sampled again. Here the algorithm writes what it has trained on.
 
     A row is an episode (`output_write_episodes=True`, the default) or a step. Each file is in a
-    folder of its own, `<output>/<env>/run-000000-<number>`, whatever has been written there before.
+    folder of its own, `<output>/<env>/run-<id>-<number>`, with an id of this recorder: what has
+    been written there before stays, and a file whose writing was interrupted is replaced.
     """
 
     def __init__(self, config: AlgorithmConfig):
@@ -36,6 +38,7 @@ class EpisodeRecorder:
             ValueError: If the filesystem is none that RLlib knows.
         """
         self._config = config
+        self._id = uuid.uuid4().hex[:12]
         self._num_files = 0
         # Of the last group, until it has been trained on; and what waits for a full file.
         self._group: list[Any] = []
@@ -57,14 +60,17 @@ class EpisodeRecorder:
             compressed = self._config.output_compress_columns
             self._group = [row for episode in episodes for row in _steps(episode, compressed)]
 
+    def commit(self) -> None:
+        """Keeps the group: it has been trained on."""
+        self._rows, self._group = self._rows + self._group, []
+
     def write(self) -> None:
-        """Writes the group that has been trained on, or as much of it as fills whole files."""
-        self._rows += self._group
-        self._group = []
+        """Writes the groups that have been trained on, or as much of them as fills whole files."""
         size = self._config.output_max_rows_per_file or len(self._rows)
         while self._rows and len(self._rows) >= size:
             self._write_file(self._rows[:size])
-            self._rows = self._rows[size:]
+            # All at once: an interrupt comes before it or after it.
+            self._rows, self._num_files = self._rows[size:], self._num_files + 1
 
     def close(self) -> None:
         """Writes what fills no whole file, with `output_write_remaining_data=True`."""
@@ -73,17 +79,19 @@ class EpisodeRecorder:
         self._rows = []
 
     def _write_file(self, rows: list[Any]) -> None:
-        self._num_files += 1
         dataset = ray.data.from_items(rows, override_num_blocks=1)
         dataset.context.enable_progress_bars = False
         dataset.context.print_on_execution_start = False
-        path = f"{self._folder}/run-000000-{self._num_files:06}"
+        method = self._config.output_write_method
+        path = f"{self._folder}/run-{self._id}-{self._num_files + 1:06}"
         # Written here, wherever in a cluster that is; and without a CPU: env runners may have taken
         # all there are for as long as the algorithm waits.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        kwargs = {"ray_remote_args": {"num_cpus": 0, "scheduling_strategy": here}}
-        write = getattr(dataset, self._config.output_write_method)
-        write(path, **(kwargs | self._write_kwargs))
+        kwargs = {
+            "ray_remote_args": {"num_cpus": 0, "scheduling_strategy": here},
+            "mode": ray.data.SaveMode.OVERWRITE,
+        }
+        getattr(dataset, method)(path, **(kwargs | self._write_kwargs))
 
 
 def _located(config: AlgorithmConfig) -> str:

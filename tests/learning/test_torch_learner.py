@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,35 @@ def test_statistics_begin_anew_with_each_update() -> None:
 
 
 # Schedules. A group of 8 episodes of `Identity` has 80 env steps.
+
+
+class Interrupted(GPGTorchLearner):
+    """Ctrl+C comes with a minibatch of a number that a test chooses."""
+
+    in_minibatch: int | None = None
+
+    def compute_loss_for_module(self, **kwargs: Any) -> torch.Tensor:
+        if Interrupted.in_minibatch == len(self._loss_stats[DEFAULT_MODULE_ID]):
+            Interrupted.in_minibatch = None
+            raise KeyboardInterrupt
+        return super().compute_loss_for_module(**kwargs)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_interrupted_update_leaves_no_statistics(tmp_path: Path) -> None:
+    config = small_config(Identity, learner_class=Interrupted, use_kl_loss=True, lr=0.05)
+    results = []
+    for in_minibatch in (None, 9):
+        with built(config) as algo:
+            path = algo.save_to_path(tmp_path / str(in_minibatch))
+            Interrupted.in_minibatch = in_minibatch
+            if in_minibatch is not None:
+                with pytest.raises(KeyboardInterrupt):
+                    algo.train()
+                algo.restore_from_path(path)
+            results.append(module_results(algo.train()))
+    for name in ("policy_loss", "mean_kl_loss", "entropy", "clip_fraction", "curr_kl_coeff"):
+        assert results[0][name] == results[1][name], name
 
 
 def test_the_entropy_coefficient_follows_the_env_steps() -> None:

@@ -20,7 +20,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.compression import unpack_if_needed
 
-from rllib_gpg import GPGConfig
+from rllib_gpg import GPG, GPGConfig
 from tests.envs import Identity, MultiIdentity, ShortOrLong, Unreliable
 from tests.helpers import (
     LinearPolicy,
@@ -66,8 +66,6 @@ def recording_config(path: Path, *, in_columns: bool = True, **output: Any) -> G
 @pytest.fixture
 def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The fingerprints of all episodes that are trained on, with ids, as they were sampled."""
-    from rllib_gpg import GPG
-
     estimate, seen = GPG._estimate_advantages, []
 
     def seeing(algo: GPG, episodes: list[Any]) -> Any:
@@ -130,6 +128,56 @@ def test_steps_are_recorded_in_rllibs_columns(in_columns: bool, tmp_path: Path) 
     ends = np.cumsum([len(episode) for episode in group]) - 1
     assert np.flatnonzero([step["terminateds"] for step in steps]).tolist() == ends.tolist()
     assert not any(step["truncateds"] for step in steps)
+
+
+def interrupted_once(
+    owner: Any, name: str, monkeypatch: pytest.MonkeyPatch, *, calls_before: int = 0
+) -> None:
+    """Ctrl+C as a call of the method comes to its end."""
+    method, calls = getattr(owner, name), []
+
+    def calling(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        calls.append(args)
+        if len(calls) == calls_before + 1:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(owner, name, calling)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "calls_before"),
+    [
+        # Of the third iteration: its update, taking the new weights (the first time is before the
+        # update), writing the file.
+        (GPG, "_update", 2),
+        (GPG, "_sync_weights", 5),
+        (ray.data.Dataset, "write_parquet", 2),
+    ],
+    ids=["update", "weights", "file"],
+)
+def test_interrupts_lose_and_repeat_nothing(
+    owner: Any,
+    name: str,
+    calls_before: int,
+    tmp_path: Path,
+    trained_on: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with built(recording_config(tmp_path)) as algo:
+        interrupted_once(owner, name, monkeypatch, calls_before=calls_before)
+        for _ in range(2):
+            algo.train()
+        with pytest.raises(KeyboardInterrupt):
+            algo.train()
+        algo.train()
+    ids = [episode.id_ for episode in recorded_episodes(tmp_path)]
+    expected = [id_ for id_, _ in trained_on]
+    if name == "_update":
+        # Nobody knows how far it has come: the group is sampled again, and that is trained on.
+        del expected[16:24]
+    assert ids == expected
 
 
 @pytest.mark.parametrize("num_env_runners", [0, pytest.param(2, marks=pytest.mark.slow)])

@@ -279,6 +279,21 @@ def test_evaluation_uses_the_filter_and_leaves_it_as_it_is(num_eval_runners: int
         assert fingerprint(sample_group(algo)) == undisturbed
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_evaluation_by_timesteps_leaves_the_filter_as_it_is_too() -> None:
+    """RLlib's own, by the env runner for training."""
+    config = filtered().evaluation(evaluation_duration=40, evaluation_duration_unit="timesteps")
+    with built(config) as algo:
+        algo.train()
+        before = remembered(algo)
+        undisturbed = fingerprint(sample_group(algo))
+    with built(config) as algo:
+        algo.train()
+        assert algo.evaluate()["env_runners"]["num_env_steps_sampled"] >= 40
+        assert remembered(algo) == before
+        assert fingerprint(sample_group(algo)) == undisturbed
+
+
 # Any connector.
 
 
