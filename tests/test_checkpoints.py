@@ -377,7 +377,7 @@ def assert_sampled_with(state: Any, algo: GPG, episodes: list[Any]) -> None:
     module = algo.config.get_rl_module_spec(spaces=algo.spaces).build()
     module.set_state(state)
     for episode in episodes:
-        observations = torch.from_numpy(episode.get_observations(slice(0, len(episode))))
+        observations = torch.tensor(episode.get_observations(slice(0, len(episode))))
         with torch.no_grad():
             expected = module.forward_exploration({Columns.OBS: observations})
         np.testing.assert_allclose(

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _initialize_internal_kv
 
 EXAMPLES = Path(__file__).parent.parent / "tuned_examples"
 REINFORCE = "reinforce_group_baseline.py"
@@ -104,4 +106,7 @@ def test_the_cluster_example_uses_all_nodes() -> None:
         output = run_example("cluster_gpg.py", Path.home(), *args, RAY_ADDRESS=cluster.address)
     finally:
         cluster.shutdown()
+        if ray.is_initialized():
+            # Of the Ray of other tests, it has closed what envs and trainables are registered with.
+            _initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
     assert re.search(r"^iteration +1 ", output, re.MULTILINE)
