@@ -174,18 +174,34 @@ class GPG(Algorithm):
     @override(Algorithm)
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Brings lost env runners back, with the modules and the mapping that are in force."""
+        manager = env_runner_group._worker_manager
+        lost = [index for index in manager.actor_ids() if not manager.is_actor_healthy(index)]
+        # First in the line of what RLlib asks them, such as to take weights, which may not fit the
+        # modules that they are made with. Not waited for: they may still be gone.
+        self._make_changes(env_runner_group, lost, timeout_seconds=0.0)
         restored: list[int] = super().restore_env_runners(env_runner_group)
-        if restored and self.config.is_multi_agent:
-            changes = self._policy.weights.changes
-            if env_runner_group is self.eval_env_runner_group:
-                changes = self._policy.evaluation_changes
-            env_runner_group.foreach_env_runner(
-                lambda runner: runner.make_changes(changes),
-                local_env_runner=False,
-                remote_worker_ids=restored,
-                timeout_seconds=self.config.env_runner_restore_timeout_s,
-            )
+        # RLlib has given them all modules of the local env runner.
+        self._make_changes(
+            env_runner_group, restored, timeout_seconds=self.config.env_runner_restore_timeout_s
+        )
         return restored
+
+    def _make_changes(
+        self, env_runner_group: EnvRunnerGroup, indices: list[int], timeout_seconds: float
+    ) -> None:
+        """Has remote env runners make what `add_module` and `remove_module` changed."""
+        if not indices or not self.config.is_multi_agent:
+            return
+        changes = self._policy.training_changes
+        if env_runner_group is self.eval_env_runner_group:
+            changes = self._policy.evaluation_changes
+        env_runner_group.foreach_env_runner(
+            lambda runner: runner.make_changes(changes),
+            local_env_runner=False,
+            healthy_only=False,
+            remote_worker_ids=indices,
+            timeout_seconds=timeout_seconds,
+        )
 
     def _restore(self, env_runner_group: EnvRunnerGroup) -> None:
         """Brings lost env runners back and tells callbacks, as RLlib does between iterations."""

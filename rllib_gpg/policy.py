@@ -25,7 +25,7 @@ class PolicyInForce:
         self._algorithm = algorithm
         self._version = 0
         self._weights: Weights | None = None
-        self._training_changes = ModuleChanges()
+        self.training_changes = ModuleChanges()
         self.evaluation_changes = ModuleChanges()
 
     @property
@@ -49,9 +49,7 @@ class PolicyInForce:
         """Takes what the learners hold now, also for the local env runner."""
         algorithm, state = self._algorithm, self._learned()
         self._version += 1
-        weights = Weights(
-            self._version, state, self.connectors.get_states(), self._training_changes
-        )
+        weights = Weights(self._version, state, self.connectors.get_states(), self.training_changes)
         if algorithm.env_runner is not None:
             algorithm.env_runner.load(weights)
         groups = filter(None, (algorithm.env_runner_group, algorithm.eval_env_runner_group))
@@ -80,7 +78,7 @@ class PolicyInForce:
     ) -> None:
         """Takes note of a call of `Algorithm.add_module` with these keyword arguments."""
         if arguments.get("add_to_env_runners", True):
-            self._training_changes = self._training_changes.add(module_id, spec, arguments)
+            self.training_changes = self.training_changes.add(module_id, spec, arguments)
         if arguments.get("add_to_eval_env_runners", True):
             self.evaluation_changes = self.evaluation_changes.add(module_id, spec, arguments)
         self.forget()
@@ -88,7 +86,7 @@ class PolicyInForce:
     def remove_module(self, module_id: ModuleID, arguments: Mapping[str, Any]) -> None:
         """Takes note of a call of `Algorithm.remove_module` with these keyword arguments."""
         if arguments.get("remove_from_env_runners", True):
-            self._training_changes = self._training_changes.remove(module_id, arguments)
+            self.training_changes = self.training_changes.remove(module_id, arguments)
         if arguments.get("remove_from_eval_env_runners", True):
             self.evaluation_changes = self.evaluation_changes.remove(module_id, arguments)
         self.forget()

@@ -37,8 +37,12 @@ class Connectors:
 
     def get_states(self) -> ConnectorStates:
         """Returns copies of the states of all pieces that have one."""
-        states = {name: piece.get_state() for name, piece in self._pieces().items()}
-        return {name: copy.deepcopy(state) for name, state in states.items() if state}
+        states = {name: (piece, piece.get_state()) for name, piece in self._pieces().items()}
+        return {
+            name: copy.deepcopy(state)
+            for name, (piece, state) in states.items()
+            if state or _takes_an_empty_state(piece)
+        }
 
     def set_states(self, states: ConnectorStates) -> None:
         """Puts states in place; pieces that aren't named stay as they are."""
@@ -94,7 +98,7 @@ class Connectors:
         self.set_states(states)
         for name, piece in self._pieces().items():
             if name not in states:
-                # It has no state yet, but may get one at its first call.
+                # It had no state then, but may have got one at its first call.
                 piece.reset_state()
 
     def _pieces(self) -> dict[str, ConnectorV2]:
@@ -118,6 +122,16 @@ class Connectors:
         for path, pipeline in self._pipelines.items():
             add(path, pipeline)
         return pieces
+
+
+def _takes_an_empty_state(piece: ConnectorV2) -> bool:
+    """Whether an empty state is one to put back, as any other.
+
+    Not for a piece without a state, nor for one that has a method to be as it was at first.
+    """
+    kind = type(piece)
+    has_state = kind.get_state is not ConnectorV2.get_state
+    return has_state and kind.reset_state is ConnectorV2.reset_state
 
 
 def merge_mean_std_filters(before: StateDict, after: list[StateDict]) -> StateDict:

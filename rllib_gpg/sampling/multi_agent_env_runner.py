@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
@@ -50,6 +52,15 @@ class MultiAgentGroupEnvRunner(ShareSamplingEnvRunner, MultiAgentEnvRunner):
         if limit is not None:
             self.env.envs = [MultiAgentTimeLimit(env, limit) for env in self.env.envs]
 
+    @override(MultiAgentEnvRunner)
+    def make_module(self) -> None:
+        """Makes the modules that the config names."""
+        super().make_module()
+        # The how many-th addition a module comes from, see `ModuleChanges`; 0: from none.
+        self._numbers = WeakKeyDictionary[RLModule, int]()
+        if self.module is not None:
+            self._numbers.update(dict.fromkeys(self.module.values(), 0))
+
     @override(ShareSamplingEnvRunner)
     def load(self, weights: Weights) -> None:
         """Puts weights in place, and before them the modules and mapping that they are for."""
@@ -61,8 +72,13 @@ class MultiAgentGroupEnvRunner(ShareSamplingEnvRunner, MultiAgentEnvRunner):
         """Makes what `add_module` and `remove_module` changed, as far as it isn't done yet."""
         for module_id in changes.removed & self.module.keys():
             self.module.remove_module(module_id)
-        for module_id in changes.added.keys() - self.module.keys():
-            self.module.add_module(module_id, changes.added[module_id].build())
+        for module_id, (spec, number) in changes.added.items():
+            module = self.module.get(module_id)
+            # One that isn't known here was put in place by RLlib, when it was added.
+            if module is None or self._numbers.setdefault(module, number) < number:
+                module = spec.build()
+                self.module.add_module(module_id, module, override=True)
+                self._numbers[module] = number
         self.config.multi_agent(**changes.multi_agent)
 
     @override(ShareSamplingEnvRunner)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 import traceback
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,6 +30,9 @@ from rllib_gpg.sampling.rollout.loop import Envs, run_episodes
 from rllib_gpg.sampling.seeds import Seeds
 from rllib_gpg.sampling.sending import check_can_be_sent
 from rllib_gpg.seeding import seeded_globally
+
+# In the state of an env runner: how many seeded calls of `sample` there have been.
+_NUM_SAMPLE_CALLS = "num_sample_calls"
 
 
 class ShareSamplingEnvRunner(EnvRunner):
@@ -121,13 +124,21 @@ class ShareSamplingEnvRunner(EnvRunner):
         self.set_state(state)
         self._weights_version = weights.version
 
-    def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> StateDict:
         """Returns the state; of a remote env runner that samples groups, without the connectors'.
 
         What its connectors gather is in the results of its shares. RLlib, which asks for it after
         each iteration and while it restores a checkpoint, would merge it once more.
         """
-        state: StateDict = super().get_state(*args, **kwargs)
+        state: StateDict = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(_NUM_SAMPLE_CALLS, components, not_components):
+            state[_NUM_SAMPLE_CALLS] = self._num_sample_calls
         if self.worker_index and self.config.get("group_size") is not None:
             state.pop(COMPONENT_ENV_TO_MODULE_CONNECTOR, None)
             state.pop(COMPONENT_MODULE_TO_ENV_CONNECTOR, None)
@@ -140,6 +151,9 @@ class ShareSamplingEnvRunner(EnvRunner):
             self._weights_seq_no = 0
             # From elsewhere than `load`, such as RLlib's own evaluation: of no known version.
             self._weights_version = None
+        # Never back: RLlib also hands the state of one env runner to others, whose draws would
+        # repeat.
+        self._num_sample_calls = max(self._num_sample_calls, state.get(_NUM_SAMPLE_CALLS, 0))
         super().set_state(state)
 
     def _sample(

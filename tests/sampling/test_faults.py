@@ -439,6 +439,28 @@ def test_an_env_runner_for_evaluation_that_comes_back_too(unit: str, noticed: bo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("noticed", [True, False])
+def test_an_env_runner_that_comes_back_has_the_module_that_was_added_last(noticed: bool) -> None:
+    """It is made with the config's own module of that id, which the weights don't fit."""
+    config = small_config(ComingAndGoing).env_runners(num_env_runners=1)
+    config.multi_agent(policies={"first", "late"}, policy_mapping_fn=to_late)
+    config.fault_tolerance(delay_between_env_runner_restarts_s=0, env_runner_restore_timeout_s=120)
+    with built(config) as algo:
+        spec = RLModuleSpec.from_module(algo.get_module("late"))
+        spec.model_config = {**spec.model_config, "fcnet_hiddens": [16]}
+        algo.remove_module("late", new_agent_to_module_mapping_fn=to_first)
+        algo.add_module("late", spec, new_agent_to_module_mapping_fn=to_late)
+        algo.train()
+        kill_the_only_one(algo.env_runner_group, noticed=noticed)
+        pids_seen = set()
+        for _ in range(3):
+            assert "policy_loss" in algo.train()["learners"]["late"]
+            pids_seen |= set(pids(algo))
+        # It isn't lost again by what it is given as it comes back.
+        assert len(pids_seen) == 1
+
+
+@pytest.mark.slow
 def test_env_runners_for_evaluation_may_keep_their_modules() -> None:
     """The new module plays against the old ones in training alone."""
     config = small_config(ComingAndGoing).evaluation(

@@ -23,6 +23,7 @@ from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.advantages import SpatialBinning
 from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
+from rllib_gpg.sampling.messages import ModuleChanges
 from rllib_gpg.validation import check_spaces
 from tests.advantages.naive import naive_advantages
 from tests.envs import (
@@ -555,6 +556,54 @@ def test_modules_may_be_added_and_removed_between_groups(num_learners: int) -> N
         algo.remove_module("late", new_agent_to_module_mapping_fn=to_role)
         assert whole_group(algo, sample_group(algo)).keys() == {"first", "others"}
         algo.train()
+
+
+def wider(module: Any, size: int) -> RLModuleSpec:
+    """The spec of a module as this one, but for a layer of that size."""
+    spec = RLModuleSpec.from_module(module)
+    spec.model_config = {**spec.model_config, "fcnet_hiddens": [size]}
+    return spec
+
+
+def sizes_of_others(modules: Any) -> list[int]:
+    return list(modules["others"].model_config["fcnet_hiddens"])
+
+
+def test_an_env_runner_has_the_module_that_was_added_last_under_an_id() -> None:
+    runner = runner_of(multi_config(ComingAndGoing))
+    first, changes = runner.module["first"], ModuleChanges()
+    for size in (16, 32):
+        spec = wider(runner.module["others"], size)
+        changes = changes.remove("others", {}).add("others", spec, {})
+        runner.make_changes(changes)
+        assert sizes_of_others(runner.module) == [size]
+        made = runner.module["others"]
+        runner.make_changes(changes)
+        assert runner.module["others"] is made
+    # Those that RLlib has put there itself in the meantime are in place already.
+    added = wider(made, 64).build()
+    runner.module.add_module("others", added, override=True)
+    changes = changes.remove("others", {}).add("others", wider(made, 64), {})
+    for _ in range(2):
+        runner.make_changes(changes)
+        assert runner.module["others"] is added
+    # It is told of one more, which it has missed.
+    changes = changes.remove("others", {}).add("others", wider(made, 8), {})
+    runner.make_changes(changes)
+    assert sizes_of_others(runner.module) == [8]
+    assert runner.module["first"] is first
+
+
+def test_a_module_may_be_added_again_with_another_spec() -> None:
+    with built(multi_config(ComingAndGoing)) as algo:
+        algo.train()
+        spec = wider(algo.get_module("others"), 16)
+        algo.remove_module("others", new_agent_to_module_mapping_fn=all_first)
+        algo.add_module("others", spec, new_agent_to_module_mapping_fn=to_role)
+        added = algo.get_module("others")
+        assert "policy_loss" in algo.train()["learners"]["others"]
+        assert algo.get_module("others") is added
+        assert sizes_of_others(algo.env_runner.module) == [16]
 
 
 @pytest.mark.parametrize("num_learners", [0, pytest.param(2, marks=pytest.mark.slow)])

@@ -8,18 +8,22 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 import tree
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import FlattenObservations
+from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.tune import register_env
 
 from rllib_gpg import GPGConfig
+from rllib_gpg.learning import DefaultGPGTorchRLModule
 from rllib_gpg.sampling import GroupEnvRunner
 from rllib_gpg.sampling.rollout import episode_columns
-from tests.envs import ShortOrLong
+from tests.envs import NativeVector, ShortOrLong
 from tests.helpers import LinearPolicy, logged_warnings, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -276,3 +280,69 @@ def test_slow_sampling_that_nobody_asked_for_is_a_warning(
     assert runner._in_columns is False
     assert len(warnings) == int(warns)
     assert all("NewInRLlib" in text for text in warnings)
+
+
+class Noisy(DefaultGPGTorchRLModule):
+    """Assigns a buffer of its own while it explores."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.register_buffer("noise", torch.zeros(2))
+
+    def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        self.noise = 0.9 * self.noise + torch.randn(2)
+        return super()._forward_exploration(batch, **kwargs)
+
+
+def test_a_buffer_that_exploring_assigns_can_be_loaded_afterwards() -> None:
+    config = small_config(ShortOrLong)
+    config.rl_module(rl_module_spec=RLModuleSpec(module_class=Noisy))
+    for runner in runner_pair(config):
+        state = runner.get_state()
+        runner.sample(num_episodes=2)
+        assert runner.module.noise.abs().sum() > 0
+        runner.set_state(state)
+
+
+class Rescaling(DefaultGPGTorchRLModule):
+    """Writes into its input."""
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        batch[Columns.OBS].mul_(0.1)
+        return super()._forward(batch, **kwargs)
+
+
+# Fewer episodes than envs, or more: a part of the envs steps, or all of them.
+@pytest.mark.parametrize("num_episodes", [3, 9])
+def test_episodes_keep_what_a_module_overwrites(num_episodes: int) -> None:
+    config = small_config(ShortOrLong)
+    config.rl_module(rl_module_spec=RLModuleSpec(module_class=Rescaling))
+    columns, pipeline = runner_pair(config)
+    fast, slow = (runner.sample(num_episodes=num_episodes) for runner in (columns, pipeline))
+    for a, b in zip(fast, slow, strict=True):
+        assert_same_episode(a, b)
+        assert a.get_observations()[:, 1].tolist() == list(range(len(a) + 1))
+    assert columns._in_columns
+
+
+def test_episodes_keep_what_a_native_vector_env_overwrites() -> None:
+    register_env("native", lambda context: NativeVector(context["num_envs"]))
+    config = small_config("native").env_runners(gym_env_vectorize_mode="vector_entry_point")
+    columns, pipeline = runner_pair(config)
+    fast, slow = (runner.sample(num_episodes=9) for runner in (columns, pipeline))
+    for a, b in zip(fast, slow, strict=True):
+        assert_same_episode(a, b)
+    assert columns._in_columns
+
+
+class Naming(RLlibCallback):
+    """Writes into the first info of each episode, which the env leaves empty."""
+
+    def on_episode_start(self, *, episode: SingleAgentEpisode, **kwargs: Any) -> None:
+        episode.get_infos(0)["task"] = "a"
+
+
+def test_infos_keep_what_a_callback_adds_to_the_first_one() -> None:
+    for runner in runner_pair(small_config(ShortOrLong).callbacks(Naming)):
+        for episode in runner.sample(num_episodes=9):
+            assert episode.get_infos() == [{"task": "a"}] + [{}] * len(episode)

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from rllib_gpg.sampling import GroupEnvRunner
 from tests.envs import ShortOrLong
-from tests.helpers import SMALL_NET
+from tests.helpers import SMALL_NET, fingerprint
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -54,3 +54,29 @@ def test_ppo_learns_from_whole_unbiased_episodes(num_env_runners: int) -> None:
     num_episodes = int(runners["num_episodes_lifetime"])
     assert num_episodes == 24 * 8
     assert binomtest(int(runners["num_long"]), num_episodes, 0.5).pvalue > 1e-3
+
+
+def test_a_restored_env_runner_draws_what_it_has_not_drawn_before() -> None:
+    def runner(worker_index: int = 1) -> GroupEnvRunner:
+        return GroupEnvRunner(config=ppo_config(0), worker_index=worker_index)
+
+    whole, idle = runner(), runner(worker_index=0)
+    group = [fingerprint(whole.sample(num_episodes=3)) for _ in range(2)]
+    state = whole.get_state()
+    group += [fingerprint(whole.sample(num_episodes=3)) for _ in range(2)]
+    restored = runner()
+    restored.set_state(state)
+    assert fingerprint(restored.sample(num_episodes=3)) == group[2]
+    # RLlib brings an env runner up to date with the state of another one.
+    restored.set_state(idle.get_state(not_components="rl_module"))
+    assert fingerprint(restored.sample(num_episodes=3)) == group[3]
+    # Weights alone, or the connectors alone, say nothing of calls.
+    for component in ("rl_module", "env_to_module_connector"):
+        state = whole.get_state(components=[component])
+        assert "num_sample_calls" not in state
+        restored.set_state(state)
+    assert restored.get_state()["num_sample_calls"] == 4
+    # As older versions saved it.
+    state = whole.get_state()
+    del state["num_sample_calls"]
+    restored.set_state(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -331,11 +332,33 @@ class LateTally(MergingTally):
         self.counts = {"calls": 0}
 
 
+class EmptyAtFirst(ConnectorV2):
+    """Counts its calls, of which there are none at first, and doesn't know how to reset itself."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, *, batch: Any, **kwargs: Any) -> Any:
+        self.counts["calls"] += 1
+        return batch
+
+    def get_state(self, *args: Any, **kwargs: Any) -> Any:
+        return dict(self.counts)
+
+    def set_state(self, state: Any) -> None:
+        self.counts = Counter(state)
+
+    def merge_states(self, states: list[Any]) -> Any:
+        added = [Counter(state) - self.counts for state in states]
+        return dict(sum(added, self.counts))
+
+
 def calls_per_share(algo: GPG) -> list[int]:
     """How often each share of the next group calls the local env runner's `Tally`."""
     counted = []
     original = algo.env_runner.sample
-    (piece,) = (p for p in algo.env_runner._env_to_module.connectors if isinstance(p, Tally))
+    (piece,) = (p for p in algo.env_runner._env_to_module.connectors if hasattr(p, "counts"))
 
     def sample(**kwargs: Any) -> Any:
         before = piece.counts["calls"]
@@ -357,8 +380,8 @@ def pipelines(*pieces: ConnectorV2) -> Connectors:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("kind", [MergingTally, LateTally])
-def test_any_connector_is_merged_by_its_own_rule(kind: type[Tally]) -> None:
+@pytest.mark.parametrize("kind", [MergingTally, LateTally, EmptyAtFirst])
+def test_any_connector_is_merged_by_its_own_rule(kind: type[ConnectorV2]) -> None:
     """Behind a stateless piece, where RLlib's pipeline would ask that one to merge."""
     config = filtered(env_to_module_connector=lambda e, s, d: [FlattenObservations(), kind()])
     with built(config) as algo:
@@ -412,6 +435,20 @@ def test_pieces_of_one_class_keep_states_of_their_own() -> None:
         assert connectors.get_states() == before
     connectors.merge(before, after)
     assert [piece.counts["calls"] for piece in pieces] == [21, 41, 61]
+
+
+def test_an_empty_state_is_put_back() -> None:
+    piece = EmptyAtFirst()
+    connectors = pipelines(piece)
+    before, after = connectors.get_states(), []
+    for num_calls in (1, 0, 2):
+        with connectors.beginning_with(before):
+            for _ in range(num_calls):
+                piece(batch={})
+            after.append(connectors.get_states())
+    assert [list(states.values()) for states in after] == [[{"calls": 1}], [{}], [{"calls": 2}]]
+    connectors.merge(before, after)
+    assert piece.counts == {"calls": 3}
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -145,7 +145,8 @@ class ColumnarRollout(Rollout):
     def act(self, stepping: np.ndarray) -> Any:
         """Returns the actions of the stepping envs as one batch, unsquashed and clipped."""
         parts = self._parts
-        with torch.inference_mode():
+        # Not `inference_mode`: what a module assigns to its buffers in there could never be loaded.
+        with torch.no_grad():
             outputs = self._draw_actions(
                 rl_module=parts.module,
                 batch=self._forward(self._columns.observations(stepping)),
@@ -159,8 +160,9 @@ class ColumnarRollout(Rollout):
 
     def _forward(self, obs_R: np.ndarray) -> dict[str, Any]:
         parts, rows = self._parts, torch.from_numpy(obs_R)
-        # As RLlib's `NumpyToTensor`: floats in 32 bits.
-        rows = rows.to(parts.device, torch.float32 if rows.is_floating_point() else None)
+        # As RLlib's `NumpyToTensor`: floats in 32 bits. Copied, since a module may write into it.
+        dtype = torch.float32 if rows.is_floating_point() else None
+        rows = rows.to(parts.device, dtype, copy=True)
         if parts.explore:
             return parts.module.forward_exploration(
                 {Columns.OBS: rows}, t=parts.num_env_steps_lifetime
@@ -210,10 +212,13 @@ class ColumnarRollout(Rollout):
         self._columns.begin(starting, observations)
         infos = resets.infos or [{} for _ in starting]
         for index, observation, info in zip(starting, observations, infos, strict=True):
-            self._first[index] = self._t + 1
-            self._infos[index] = {self._t + 1: info}
+            episode = self._parts.episodes[index]
             # A copy: vector envs reuse their buffers.
-            self._parts.episodes[index].add_env_reset(observation=observation.copy(), infos=info)
+            episode.add_env_reset(observation=observation.copy(), infos=info)
+            self._first[index] = self._t + 1
+            # The dict that the episode holds, which is another if `info` is empty: callbacks may
+            # write into it.
+            self._infos[index] = {self._t + 1: episode.get_infos(0)}
 
     def _end(self, index: int, terminated: bool, truncated: bool) -> None:
         """Puts the columns of the episode that ended at this step into its object."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -98,5 +99,9 @@ class StepwiseRollout(PipelineRollout):
 def _rows(
     episodes: Sequence[SingleAgentEpisode], observations: Any
 ) -> list[tuple[SingleAgentEpisode, Any]]:
-    """Pairs every episode with its row of a batch of observations."""
-    return list(zip(episodes, unbatch(observations), strict=True)) if episodes else []
+    """Pairs every episode with a copy of its row of a batch of observations."""
+    if not episodes:
+        return []
+    # Vector envs reuse their buffers; and a view would keep the rows of all envs in memory.
+    rows = map(deepcopy, unbatch(observations))
+    return list(zip(episodes, rows, strict=True))
