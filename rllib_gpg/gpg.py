@@ -278,8 +278,9 @@ class GPG(Algorithm):
         if self.eval_env_runner_group is None:
             refuse_if_out_of_reach(self.config, self.evaluation_config)
         # Beside training it is the policy of the step's beginning, however far training has come.
-        self._evaluated_weights = self._weights_of_step
-        if parallel_train_future is None:
+        if parallel_train_future is not None:
+            self._evaluated_weights = self._weights_of_step
+        else:
             with threads_of_main_process(self.config):
                 self._evaluated_weights = self._sync_weights()
         by_shares = self.config.custom_evaluation_function is evaluate_episodes

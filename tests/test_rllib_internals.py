@@ -517,6 +517,12 @@ def test_env_runner_group_and_its_worker_manager() -> None:
             GROUP,
             "`_worker_manager.set_actor_state` takes a killed env runner out of service.",
         )
+        require(
+            group._worker_manager.actor_ids() == [1]
+            and not group._worker_manager.is_actor_healthy(1),
+            GROUP,
+            "`_worker_manager` knows the ids of lost env runners, and which are lost.",
+        )
 
 
 # Algorithm, learner group and learner.

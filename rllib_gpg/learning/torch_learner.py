@@ -146,6 +146,7 @@ class GPGTorchLearner(TorchLearner):
                 self._adapt_kl_coeff(module_id, config, stats[LEARNER_RESULTS_KL_KEY])
                 stats[LEARNER_RESULTS_CURR_KL_COEFF_KEY] = self.kl_coeff(module_id)
             self.metrics.log_dict(stats, key=module_id, window=1)
+        self._loss_stats.clear()
 
     @override(Learner)
     def remove_module(self, module_id: ModuleID, **kwargs: Any) -> MultiRLModuleSpec:
