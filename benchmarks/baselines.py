@@ -94,6 +94,7 @@ PPO_CONTENDERS: dict[str, dict[str, Any]] = {
     for lr in (3e-4, 1e-3)
 }
 MAIN = ("bins", "ridge-1", "ridge-0.98", "ridge-0.95")
+VARIANTS = tuple(name for name in GPG_CONTENDERS if name not in (*MAIN, "ridge-0.95-witness"))
 
 
 class Returns(RLlibCallback):
@@ -273,6 +274,47 @@ def cells(arguments: argparse.Namespace) -> list[Cell]:
     ]
 
 
+def report() -> None:
+    """Writes the tables and draws the pictures, of whatever has been run."""
+    from benchmarks import baselines_report as to
+
+    everyone = [*GPG_CONTENDERS, *PPO_CONTENDERS]
+    steps = {(env, n): s for env, task in TASKS.items() for n, s in task.num_env_steps.items()}
+    results = to.results_of(
+        [
+            Cell(EXPERIMENT, env, contender, n, seed, num_env_steps)
+            for (env, n), num_env_steps in steps.items()
+            for contender in everyone
+            for seed in SEEDS
+        ]
+    )
+    ppo = [name for name in PPO_CONTENDERS if any(name == key[2] for key in results)]
+    to.write_table("returns", to.table(results, [*MAIN, *ppo], steps))
+    small = {key: number for key, number in steps.items() if key[1] == 4}
+    to.write_table("variants", to.table(results, VARIANTS, small))
+
+    def curves(env: str, contender: str, curve_of: Any) -> list[Any]:
+        return [curve_of(result) for result in results.get((env, 4, contender), [])]
+
+    contenders = ["bins", "ridge-0.95", *ppo]
+    panels = {
+        env: {name: curves(env, name, to.returns_curve) for name in contenders}
+        for env in TASKS
+        if (env, 4, "ridge-0.95") in results
+    }
+    to.draw(panels, "mean return", to.DOCS / "images" / "baselines_returns")
+    names = {"bins": "bins", "baseline": "ridge in bins", "critic": "PPO's trained critic"}
+    panels = {
+        env: {
+            label: curves(env, "ridge-0.95-witness", to.explained_curve(name))
+            for name, label in names.items()
+        }
+        for env in TASKS
+        if (env, 4, "ridge-0.95-witness") in results
+    }
+    to.draw(panels, "explained variance", to.DOCS / "images" / "baselines_explained")
+
+
 def main() -> None:
     """Does what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -290,6 +332,8 @@ def main() -> None:
         run_all(cells(arguments), run_cell, arguments.jobs)
     elif arguments.what == "status":
         print(status(cells(arguments)))
+    else:
+        report()
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from rllib_gpg.sampling.messages import Share, Weights
 from rllib_gpg.sampling.recording import EpisodeRecorder
 from rllib_gpg.seeding import RunSeed
 from rllib_gpg.threads import threads_of_main_process
-from rllib_gpg.validation import check_spaces
+from rllib_gpg.validation import check_attributes, check_spaces
 
 GROUP_ADVANTAGE_ESTIMATION_TIMER = "group_advantage_estimation_timer"
 
@@ -62,6 +62,18 @@ class GPG(Algorithm):
 
     Built by `GPGConfig.build_algo`, by Ray Tune, or by `GPG.from_checkpoint`.
     """
+
+    def __init__(self, config: Any = None, *args: Any, **kwargs: Any):
+        """Initializes a GPG instance; see RLlib's `Algorithm`.
+
+        Raises:
+            ValueError: Names the settings that GPG can't run with, and the mends.
+        """
+        # Of the copy that RLlib is about to make of it, nobody can tell whether what is no setting
+        # was set by the user or by another version of RLlib.
+        if isinstance(config, GPGConfig) and config._validate_config:
+            check_attributes(config)
+        super().__init__(config, *args, **kwargs)
 
     @classmethod
     @override(Algorithm)

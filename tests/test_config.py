@@ -525,11 +525,21 @@ def test_overrides_of_a_module_are_in_force() -> None:
 # Names.
 
 
-def test_a_misspelled_attribute_is_refused_with_the_nearest_setting() -> None:
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda config: config.validate(),
+        lambda config: config.build_algo(),
+        lambda config: config.copy().build_algo(),
+        lambda config: GPG(config=config),
+    ],
+    ids=["validate", "build", "build a copy", "GPG"],
+)
+def test_a_misspelled_attribute_is_refused_with_the_nearest_setting(use: Any) -> None:
     config = cartpole()
     config.group_sise = 3
     with pytest.raises(ValueError, match=r"'group_sise' .did you mean 'group_size'"):
-        config.validate()
+        use(config)
 
 
 def test_attributes_of_a_users_own_config_class_are_settings() -> None:

@@ -13,7 +13,14 @@ from rllib_gpg.validation import env_runners, modules, names, numbers
 from rllib_gpg.validation.names import CRITIC_SETTINGS, check_arguments
 from rllib_gpg.validation.spaces import check_spaces
 
-__all__ = ["CRITIC_SETTINGS", "check_arguments", "check_config", "check_keys", "check_spaces"]
+__all__ = [
+    "CRITIC_SETTINGS",
+    "check_arguments",
+    "check_attributes",
+    "check_config",
+    "check_keys",
+    "check_spaces",
+]
 
 
 def check_keys(config: AlgorithmConfig, keys: Iterable[str]) -> None:
@@ -23,6 +30,15 @@ def check_keys(config: AlgorithmConfig, keys: Iterable[str]) -> None:
         ValueError: Names each unknown key and the nearest known one.
     """
     _refuse(names.unknown_keys(config, keys, "Unknown settings in the config"))
+
+
+def check_attributes(config: AlgorithmConfig) -> None:
+    """Refuses attributes that are no settings, and would go unused.
+
+    Raises:
+        ValueError: Names each unknown attribute and the nearest setting.
+    """
+    _refuse(names.unknown_attributes(config))
 
 
 def check_config(config: AlgorithmConfig) -> None:
@@ -35,8 +51,8 @@ def check_config(config: AlgorithmConfig) -> None:
     if config.in_evaluation:
         _refuse(_of_one_module(config, ""))
         return
+    check_attributes(config)
     _refuse(
-        names.unknown_attributes(config),
         _of_one_module(config, ""),
         modules.problems(config),
         numbers.of_the_group(config),
