@@ -19,13 +19,15 @@ SCRIPTS = [*sorted(path.name for path in EXAMPLES.glob("*_gpg.py")), REINFORCE]
 
 
 def run_example(script: str, home: Path, *args: str, **env: str) -> str:
+    # What Ray may have set here, because it has found a token in the user's home.
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
     finished = subprocess.run(
         [sys.executable, str(EXAMPLES / script), *args],
         capture_output=True,
         text=True,
         timeout=600,
         # Tune writes to ~/ray_results.
-        env={**os.environ, "HOME": str(home), **env},
+        env={**inherited, "HOME": str(home), **env},
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
