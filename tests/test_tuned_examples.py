@@ -26,8 +26,9 @@ def run_example(script: str, home: Path, *args: str, **env: str) -> str:
         capture_output=True,
         text=True,
         timeout=600,
-        # Tune writes to ~/ray_results.
-        env={**inherited, "HOME": str(home), **env},
+        # Tune writes to ~/ray_results. A Ray of its own: by default it would join a cluster that
+        # another test has started meanwhile.
+        env={**inherited, "HOME": str(home), "RAY_ADDRESS": "local", **env},
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
