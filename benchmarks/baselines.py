@@ -288,6 +288,9 @@ def report() -> None:
             for seed in SEEDS
         ]
     )
+    if not results:
+        raise SystemExit("Nothing to report: `python -m benchmarks.baselines run` comes first.")
+
     ppo = [name for name in PPO_CONTENDERS if any(name == key[2] for key in results)]
     to.write_table("returns", to.table(results, [*MAIN, *ppo], steps))
     small = {key: number for key, number in steps.items() if key[1] == 4}
