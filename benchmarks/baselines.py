@@ -9,8 +9,8 @@ the episodes that ended in the last 10 % of the env steps, over seeds::
     python -m benchmarks.baselines run --envs LunarLander-v3 --contenders bins ridge-0.95
     python -m benchmarks.baselines report       # the tables and pictures of docs/baselines.md
 
-Settings were chosen on the seeds of `--tuning`, for GPG and for PPO from as many candidates each;
-the tables show others. Needs the extras `examples` and `envpool`.
+Settings are to be chosen on the seeds of `--tuning`, for GPG and for PPO from as many candidates
+each; the tables show others. Needs the extras `examples` and `envpool`.
 """
 
 from __future__ import annotations

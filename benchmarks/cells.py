@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import platform
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -187,8 +186,3 @@ def status(cells: Iterable[Cell]) -> str:
             f"{needed / 3600:6.2f} CPU hours missing{'' if per_step else ' (a guess)'}"
         )
     return "\n".join([*lines, f"{'':20} {total / 3600:.2f} CPU hours in all"])
-
-
-def progress_to_stderr(message: str) -> None:
-    """A line that isn't part of a table."""
-    print(message, file=sys.stderr, flush=True)

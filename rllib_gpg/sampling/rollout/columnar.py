@@ -228,7 +228,8 @@ class ColumnarRollout(Rollout):
         infos = {t - first: info for t, info in self._infos[index].items() if info}
         # Says that it is over, and when; the step that this adds is replaced by the columns.
         last = columns[Columns.OBS][-1]
-        episode.add_env_step(last, None, 0.0, terminated=terminated, truncated=truncated)
+        ends = {"terminated": terminated, "truncated": truncated}
+        episode.add_env_step(last, None, 0.0, infos.get(end - first), **ends)
         episode.infos = SparseInfos(infos, end - first + 1)
         _fill(episode.observations, columns.pop(Columns.OBS))
         _fill(episode.actions, columns.pop(Columns.ACTIONS))
