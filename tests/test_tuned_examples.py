@@ -104,9 +104,16 @@ def test_the_cluster_example_uses_all_nodes() -> None:
         for _ in range(2):
             cluster.add_node(num_cpus=2)
         cluster.wait_for_nodes()
-        # Not in a home of its own: the token that lets it join this Ray is in the user's home.
-        args = ("--stop-iters", "1", "--num-env-runners", "4")
-        output = run_example("cluster_gpg.py", Path.home(), *args, RAY_ADDRESS=cluster.address)
+        # The cluster asks for a token if this process has started a Ray before. It is in the user's
+        # home, and who joins a Ray by its address must say that it has one.
+        auth_mode = os.environ.get("RAY_AUTH_MODE", "disabled")
+        output = run_example(
+            "cluster_gpg.py",
+            Path.home(),
+            *("--stop-iters", "1", "--num-env-runners", "4"),
+            RAY_ADDRESS=cluster.address,
+            RAY_AUTH_MODE=auth_mode,
+        )
     finally:
         cluster.shutdown()
         if ray.is_initialized():
