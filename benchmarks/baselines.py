@@ -1,16 +1,16 @@
 """What a baseline is worth: bins, bins carried over groups, the ridge, and RLlib's PPO beside.
 
 Every contender has the same env steps, the same policy network and, on each task, the settings of
-the tuned examples; the learning rate falls linearly to 0. What is compared is the mean return of
-the episodes that ended in the last 10 % of the env steps, over seeds::
+the tuned examples; the learning rate is constant. What is compared is the mean return of the
+episodes that ended in the last 10 % of the env steps, over seeds::
 
     python -m benchmarks.baselines status       # what is missing, and what it will take
     python -m benchmarks.baselines run          # runs that, two cells at a time
     python -m benchmarks.baselines run --envs LunarLander-v3 --contenders bins ridge-0.95
     python -m benchmarks.baselines report       # the tables and pictures of docs/baselines.md
 
-Settings are to be chosen on the seeds of `--tuning`, for GPG and for PPO from as many candidates
-each; the tables show others. Needs the extras `examples` and `envpool`.
+PPO's settings are the best of four, per task, on the seeds of `--tuning`, which the tables don't
+show. Of GPG, every setting that was run is shown. Needs the extras `examples` and `envpool`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.connector_v2 import ConnectorV2
-from ray.rllib.connectors.env_to_module import MeanStdFilter
+from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from benchmarks.cells import Cell, run_all, status
@@ -46,11 +46,13 @@ class Task:
         training: GPG's settings, those of the tuned examples.
         num_env_steps: Of a run, for each group size.
         is_continuous: Whether actions are: then observations are normalised too.
+        is_discrete: Whether observations are: then they are one-hot.
     """
 
     training: dict[str, Any]
     num_env_steps: dict[int, int]
     is_continuous: bool = False
+    is_discrete: bool = False
 
 
 CLASSIC = {"lr": 1e-3, "gamma": 0.99, "num_epochs": 4, "num_minibatches": 4}
@@ -59,7 +61,9 @@ MUJOCO = {"lr": 3e-4, "gamma": 0.99, "num_epochs": 10, "num_minibatches": 32}
 TASKS = {
     "CartPole-v1": Task(CLASSIC, {1: 50_000, 4: 40_000, 16: 100_000, 32: 200_000, 128: 500_000}),
     # The only reward is 1 at the goal.
-    "FrozenLake-v1": Task(CLASSIC, {4: 40_000, 16: 80_000, 32: 120_000, 128: 300_000}),
+    "FrozenLake-v1": Task(
+        CLASSIC, {4: 40_000, 16: 80_000, 32: 120_000, 128: 300_000}, is_discrete=True
+    ),
     "LunarLander-v3": Task(BOX2D, {4: 200_000, 16: 400_000, 32: 800_000, 128: 2_000_000}),
     "HalfCheetah-v5": Task(MUJOCO, {4: 280_000, 16: 480_000, 32: 960_000}, is_continuous=True),
     "Hopper-v5": Task(MUJOCO, {4: 100_000, 16: 200_000, 32: 400_000}, is_continuous=True),
@@ -87,7 +91,7 @@ GPG_CONTENDERS: dict[str, dict[str, Any]] = {
     # The same as without it, with a critic that learns from the same groups and isn't used.
     "ridge-0.95-witness": ridge(0.95),
 }
-# RLlib's PPO: env steps per update, and the learning rate at the start.
+# RLlib's PPO: env steps per update, and the learning rate.
 PPO_CONTENDERS: dict[str, dict[str, Any]] = {
     f"ppo-{batch}-{lr:g}": {"train_batch_size_per_learner": batch, "lr": lr}
     for batch in (512, 2048)
@@ -100,11 +104,18 @@ VARIANTS = tuple(name for name in GPG_CONTENDERS if name not in (*MAIN, "ridge-0
 class Returns(RLlibCallback):
     """The returns of the episodes that have ended since they were asked for last."""
 
-    ended: list[float] = []  # noqa: RUF012 (one list, as everything happens in one process)
+    # One of each, as everything happens in one process.
+    ended: list[float] = []  # noqa: RUF012
+    so_far: dict[str, float] = {}  # noqa: RUF012
 
-    def on_episode_end(self, *, episode: Any, **kwargs: Any) -> None:
-        """Writes one down."""
-        self.ended.append(float(episode.get_return()))
+    def on_sample_end(self, *, samples: list[Any], **kwargs: Any) -> None:
+        """Adds up what was sampled; PPO samples its episodes piece by piece."""
+        for piece in samples:
+            total = self.so_far.pop(piece.id_, 0.0) + float(piece.get_return())
+            if piece.is_done:
+                self.ended.append(total)
+            else:
+                self.so_far[piece.id_] = total
 
     @classmethod
     def since_last(cls) -> list[float]:
@@ -145,21 +156,15 @@ class ScaleRewards(ConnectorV2):
         return batch
 
 
-def falling(lr: float, cell: Cell) -> list[list[float]]:
-    """A learning rate that falls linearly to 0 over a run."""
-    return [[0, lr], [cell.num_env_steps, 0.0]]
-
-
 def gpg_config(cell: Cell, task: Task, training: dict[str, Any]) -> GPGConfig:
     """GPG's settings: all episodes of a group side by side."""
     config = GPGConfig().env_runners(num_envs_per_env_runner=cell.group_size)
     model = {"free_log_std": True, "normalize_observations": True} if task.is_continuous else {}
     config.rl_module(model_config={"fcnet_hiddens": HIDDENS, **model})
-    lr = falling(task.training["lr"], cell)
-    return config.training(**{**task.training, "group_size": cell.group_size, "lr": lr, **training})
+    return config.training(**{**task.training, "group_size": cell.group_size, **training})
 
 
-def ppo_config(cell: Cell, task: Task, training: dict[str, Any]) -> PPOConfig:
+def ppo_config(task: Task, training: dict[str, Any]) -> PPOConfig:
     """RLlib's PPO with 8 envs, without its KL term."""
     model = {"free_log_std": True} if task.is_continuous else {}
     config = PPOConfig().env_runners(num_env_runners=0, num_envs_per_env_runner=8)
@@ -178,7 +183,7 @@ def ppo_config(cell: Cell, task: Task, training: dict[str, Any]) -> PPOConfig:
         train_batch_size_per_learner=batch,
         minibatch_size=minibatch,
         num_epochs=epochs,
-        lr=falling(training["lr"], cell),
+        lr=training["lr"],
         gamma=task.training["gamma"],
         lambda_=0.95,
         clip_param=0.2,
@@ -199,9 +204,11 @@ def config_of(cell: Cell) -> AlgorithmConfig:
     """The whole config of a cell."""
     task = TASKS[cell.env]
     if cell.contender in PPO_CONTENDERS:
-        config = ppo_config(cell, task, PPO_CONTENDERS[cell.contender])
+        config = ppo_config(task, PPO_CONTENDERS[cell.contender])
     else:
         config = gpg_config(cell, task, GPG_CONTENDERS[cell.contender])
+    if task.is_discrete:
+        config.env_runners(env_to_module_connector=lambda *_, **__: FlattenObservations())
     config.environment(register_envpool(cell.env)).callbacks(Returns)
     config.env_runners(gym_env_vectorize_mode="vector_entry_point")
     return config.debugging(seed=cell.seed, log_level="ERROR", log_sys_usage=False)
@@ -254,7 +261,7 @@ def explained(results: dict[str, Any]) -> dict[str, float]:
 def settings_of(cell: Cell) -> dict[str, Any]:
     """What the contender is, in words that JSON knows."""
     contender = {**GPG_CONTENDERS, **PPO_CONTENDERS}[cell.contender]
-    settings = {**TASKS[cell.env].training, **contender, "lr_at_the_end": 0.0}
+    settings = {**TASKS[cell.env].training, **contender}
     return {
         name: value if isinstance(value, int | float) else str(value)
         for name, value in settings.items()
