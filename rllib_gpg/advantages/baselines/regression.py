@@ -8,7 +8,7 @@ for the ridge's strength rho.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -71,71 +71,108 @@ class NormalEquations:
         return scale_F[:, None] * (q_FF @ (along_F[:, None] / (e_F[:, None] + STRENGTHS)))
 
 
-def predict(
-    group: BinnedGroup, phi_of: PhiOf, weight_FC: FloatArray, kept_B: IntArray
-) -> tuple[FloatArray, FloatArray]:
-    """Applies weights to every step of a group, and sums features over first visits.
+@dataclass(frozen=True)
+class GroupSums:
+    """Sums over the steps of a group; those "that count" are in company, in a bin that is kept.
 
-    Args:
-        group: The group.
-        phi_of: Gives the features of steps.
-        weight_FC: The weights, one column for each rho.
-        kept_B: The bins to sum over, ascending.
-
-    Returns:
-        predicted_CS: w.phi of every step.
-        sum_BF: The sums of phi over the first visits to each of `kept_B`.
+    Attributes:
+        first: [B, F], of phi, over the first visits to each bin.
+        every: [B, F], of phi, over all steps of each bin that count.
+        counts: [B], how many steps these are.
+        returns: [B], the sum of their R.
+        gram: [F, F], the sum of phi.phi over all steps that count.
+        product: [F], the sum of phi.R over them.
     """
-    row_S = _rows(group, kept_B)
-    is_first_S = np.zeros(len(row_S), np.bool_)
-    is_first_S[group.first_visits] = True
-    predicted_CS = np.empty((weight_FC.shape[1], len(row_S)))
-    sum_BF = np.zeros((len(kept_B), len(weight_FC)))
-    for steps in _blocks(np.argsort(group.bins, kind="stable")):
-        phi = phi_of(steps)
-        predicted_CS[:, steps] = (phi @ weight_FC).T
-        # Sorted by bin: the first visits to one are neighbours.
-        entered = is_first_S[steps] & (row_S[steps] >= 0)
-        row = row_S[steps][entered]
-        starts = np.flatnonzero(np.diff(row, prepend=-1))
-        sum_BF[row[starts]] += np.add.reduceat(phi[entered], starts, axis=0)
-    return predicted_CS, sum_BF
+
+    first: FloatArray
+    every: FloatArray
+    counts: FloatArray
+    returns: FloatArray
+    gram: FloatArray
+    product: FloatArray
+
+    def within_bins(self, mean_R_B: FloatArray, mean_BF: FloatArray) -> NormalEquations:
+        """Returns the same sums, of what is above or below the means of the bins.
+
+        sum (x - m)(y - n) = sum x y - X n - m Y + count m n,   X = sum x, Y = sum y, bin by bin
+
+        Args:
+            mean_R_B: [B], the mean of R in each bin.
+            mean_BF: [B, F], the mean of phi.
+        """
+        crossed_FF = self.every.T @ mean_BF
+        weighted_BF = self.counts[:, None] * mean_BF
+        return NormalEquations(
+            self.gram - crossed_FF - crossed_FF.T + weighted_BF.T @ mean_BF,
+            self.product
+            - self.every.T @ mean_R_B
+            - mean_BF.T @ self.returns
+            + weighted_BF.T @ mean_R_B,
+            float(self.counts.sum()),
+        )
 
 
-def within_bins(
+def predict_and_sum(
     group: BinnedGroup,
     phi_of: PhiOf,
     returns: FloatArray,
+    weight_FC: FloatArray,
     kept_B: IntArray,
-    mean_BX: FloatArray,
     alone_S: NDArray[np.bool_],
-) -> NormalEquations:
-    """Sums over all steps what is above or below the mean of the bin.
+) -> tuple[FloatArray, GroupSums]:
+    """Goes through a group once: features are what takes the time.
 
     Args:
         group: The group.
         phi_of: Gives the features of steps.
         returns: The returns-to-go.
-        kept_B: The bins whose steps count, ascending.
-        mean_BX: The means of R and phi, [len(kept_B), 1 + F].
+        weight_FC: The weights, one column for each rho.
+        kept_B: The bins to sum over, ascending.
         alone_S: Marks the steps with no other trajectory in their bin: these don't count.
+
+    Returns:
+        predicted_CS: w.phi of every step.
+        sums: Over the steps in `kept_B`.
     """
-    row_S = _rows(group, kept_B)
-    equations = NormalEquations.none(mean_BX.shape[1] - 1)
-    steps_in = np.flatnonzero((row_S >= 0) & ~alone_S)
-    for steps in _blocks(steps_in):
-        mean = mean_BX[row_S[steps]]
-        above = phi_of(steps) - mean[:, 1:]
-        equations.gram[:] += above.T @ above
-        equations.product[:] += above.T @ (returns[steps] - mean[:, 0])
-    return replace(equations, num_steps=float(len(steps_in)))
-
-
-def _rows(group: BinnedGroup, kept_B: IntArray) -> IntArray:
-    """The place among `kept_B` of every step's bin, -1 if it isn't among them."""
+    num_bins, num_features = len(kept_B), len(weight_FC)
     row_B = np.full(len(group.counts), -1)
-    row_B[kept_B] = np.arange(len(kept_B))
-    return row_B[group.bins]
+    row_B[kept_B] = np.arange(num_bins)
+    row_S = row_B[group.bins]
+    is_first_S = np.zeros(len(row_S), np.bool_)
+    is_first_S[group.first_visits] = True
+    counts_S = (row_S >= 0) & ~alone_S
+
+    predicted_CS = np.empty((weight_FC.shape[1], len(row_S)))
+    first_BF, every_BF = np.zeros((2, num_bins, num_features))
+    gram_FF, product_F = np.zeros((num_features, num_features)), np.zeros(num_features)
+    # Sorted by bin, so that the steps of one are neighbours.
+    for steps in _blocks(np.argsort(group.bins, kind="stable")):
+        phi, row = phi_of(steps), row_S[steps]
+        predicted_CS[:, steps] = (phi @ weight_FC).T
+        _add_by_row(first_BF, phi, row, is_first_S[steps] & (row >= 0))
+        counted = _add_by_row(every_BF, phi, row, counts_S[steps])
+        gram_FF += counted.T @ counted
+        product_F += counted.T @ returns[steps[counts_S[steps]]]
+    counted_S, size = row_S[counts_S], num_bins
+    return predicted_CS, GroupSums(
+        first_BF,
+        every_BF,
+        np.bincount(counted_S, minlength=size).astype(np.float64),
+        np.bincount(counted_S, returns[counts_S], minlength=size),
+        gram_FF,
+        product_F,
+    )
+
+
+def _add_by_row(
+    sum_BF: FloatArray, phi: FloatArray, row: IntArray, marked: NDArray[np.bool_]
+) -> FloatArray:
+    """Adds what is marked to the rows it belongs to, ascending; gives what is marked."""
+    if not marked.all():
+        phi, row = phi[marked], row[marked]
+    starts = np.flatnonzero(np.diff(row, prepend=-1))
+    sum_BF[row[starts]] += np.add.reduceat(phi, starts, axis=0)
+    return phi
 
 
 def _blocks(steps: IntArray) -> Iterator[IntArray]:

@@ -39,8 +39,7 @@ from rllib_gpg.advantages.baselines.features import (
 from rllib_gpg.advantages.baselines.regression import (
     STRENGTHS,
     NormalEquations,
-    predict,
-    within_bins,
+    predict_and_sum,
 )
 from rllib_gpg.advantages.binning import IntArray
 from rllib_gpg.advantages.grouping import BinnedGroup
@@ -119,8 +118,8 @@ class RidgeBaseline(Baseline):
         weight_FC = earlier.equations.solved()
         beside = _residuals(bins, weight_FC).rows_of(group.bin_keys)
         count_B = beside.counts + group.counts
-        kept_B = most_visited(count_B)
-        predicted_CS, sum_BF = predict(group, phi_of, weight_FC, kept_B)
+        kept_B, alone_S = most_visited(count_B), (count_B == 1.0)[group.bins]
+        predicted_CS, sums = predict_and_sum(group, phi_of, returns, weight_FC, kept_B, alone_S)
         chosen, error_C = int(earlier.errors.argmin()), np.empty(len(STRENGTHS))
         for c, predicted_S in enumerate(predicted_CS):
             rest_S = returns - predicted_S
@@ -130,11 +129,10 @@ class RidgeBaseline(Baseline):
                 value_S = predicted_S + b_S
 
         # For the groups that follow: phi~ and R~ of every step, with the means of all entries.
-        sum_BX = np.column_stack([group.sum_in_bins(returns)[kept_B], sum_BF])
+        sum_BX = np.column_stack([group.sum_in_bins(returns)[kept_B], sums.first])
         current = CarriedBins(group.bin_keys[kept_B], group.counts[kept_B].astype(float), sum_BX)
         mean_BX = (sum_BX + bins.rows_of(current.keys).sums) / count_B[kept_B, None]
-        alone_S = (count_B == 1.0)[group.bins]
-        equations = within_bins(group, phi_of, returns, kept_B, mean_BX, alone_S)
+        equations = sums.within_bins(mean_BX[:, 0], mean_BX[:, 1:])
         now = _Memory(
             kind=earlier.kind,
             moments=earlier.moments.and_those_of(moments) if earlier.moments else moments,
