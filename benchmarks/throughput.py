@@ -9,6 +9,7 @@ What is compared, with the same network (64-64 tanh), env steps per iteration, e
 minibatches (4), on one torch thread, as env runners and learners in Ray's workers have:
 
 - GPG: one group per iteration. Groups vary in length; steps/s are of the steps they really have.
+- GPG with the ridge as its baseline, and lambda 0.95: the same groups.
 - RLlib's PPO, new API stack, no remote env runners, the same kind of vector env, without its KL
   term, which the others don't have either.
 - Stable-Baselines3's PPO, as its users run it: `make_vec_env`, which is a `DummyVecEnv`; it has no
@@ -28,8 +29,8 @@ Where episodes differ in length, the group has 8 times as many episodes as there
 whose episode is over begins the next, and only at the end of the group do envs wait for the
 longest. With as many episodes as envs they wait most of the time: compare `--group-size`.
 
-Each contender has a process of its own. All take turns (GPG, bare loop, RLlib, SB3, GPG, ..); the
-figures are medians over the turns. Sampling is the time within `EnvRunner.sample` and
+Each contender has a process of its own. All take turns (GPG, bare loop, ridge, RLlib, SB3, GPG,
+..); the figures are medians over the turns. Sampling is the time within `EnvRunner.sample` and
 `collect_rollouts`, update all the rest: advantages, epochs, weights to the env runner, metrics.
 Memory is how much the process grew at most, from before its first iteration on, and what it had
 then.
@@ -113,9 +114,16 @@ class Row:
         return isinstance(gym.make(self.env).action_space, gym.spaces.Box)
 
 
-RATIOS = ("vs RLlib PPO", "vs SB3 PPO", "sampling vs bare", "update vs RLlib", "memory vs RLlib")
-# What the last two should be, in all rows: there is no critic.
-COST_TARGETS = ("<= 0.5", "< 1")
+RATIOS = (
+    "vs RLlib PPO",
+    "vs SB3 PPO",
+    "sampling vs bare",
+    "update vs RLlib",
+    "memory vs RLlib",
+    "ridge vs bins",
+)
+# What the last three should be, in all rows: there is no critic, and a ridge costs little.
+COST_TARGETS = ("<= 0.5", "< 1", ">= 0.95")
 NATIVE = "vector_entry_point"
 ROWS = {
     "cartpole-32": Row("CartPole-v1", 32, 256, 200, 1, NATIVE, targets=(4.0, 1.8, 0.9)),
@@ -295,6 +303,13 @@ class GPG(RLlib):
         seconds = time.perf_counter() - start
         num_simulated = counter.num_steps - first
         return Turn(num_simulated, seconds, seconds, num_simulated)
+
+
+class RidgeGPG(GPG):
+    """GPG with the ridge, on the same groups."""
+
+    def _config(self, row: Row, batch_size: int) -> AlgorithmConfig:
+        return gpg_config(row).training(baseline="ridge", lambda_=0.95)
 
 
 class StableBaselines3:
@@ -478,20 +493,23 @@ def measure(
     row: Row, policy: Policy, batch_size: int, repetitions: int
 ) -> tuple[dict[str, list[Turn]], dict[str, Memory]]:
     """Lets all contenders take turns."""
-    turns: dict[str, list[Turn]] = {name: [] for name in ("GPG", "bare loop", "RLlib", "SB3")}
-    contenders = [GPG, RLlib, StableBaselines3]
-    with processes(contenders, row, policy, batch_size) as [gpg, rllib, sb3]:
-        for process in (gpg, rllib, sb3):
+    turns: dict[str, list[Turn]] = {
+        name: [] for name in ("GPG", "bare loop", "ridge", "RLlib", "SB3")
+    }
+    contenders = [GPG, RidgeGPG, RLlib, StableBaselines3]
+    with processes(contenders, row, policy, batch_size) as [gpg, ridge, rllib, sb3]:
+        for process in (gpg, ridge, rllib, sb3):
             process.call("turn", 1)
         for _ in range(repetitions):
             turn = gpg.call("turn", row.iterations)
             turns["GPG"].append(turn)
             turns["bare loop"].append(gpg.call("bare_loop", turn.num_simulated))
+            turns["ridge"].append(ridge.call("turn", row.iterations))
             turns["RLlib"].append(rllib.call("turn", row.iterations))
             turns["SB3"].append(sb3.call("turn", row.iterations))
         memory = {
             name: process.call("memory")
-            for name, process in (("GPG", gpg), ("RLlib", rllib), ("SB3", sb3))
+            for name, process in (("GPG", gpg), ("ridge", ridge), ("RLlib", rllib), ("SB3", sb3))
         }
     return turns, memory
 
@@ -539,6 +557,7 @@ def ratios(turns: dict[str, list[Turn]], memory: dict[str, Memory]) -> tuple[flo
         simulated / per_second(turns["bare loop"], "num_simulated", "seconds"),
         update_microseconds(turns["GPG"]) / update_microseconds(turns["RLlib"]),
         memory["GPG"].grown / memory["RLlib"].grown,
+        per_second(turns["ridge"], "num_steps", "seconds") / gpg,
     )
 
 

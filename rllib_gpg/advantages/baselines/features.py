@@ -150,10 +150,10 @@ class Features:
         self._w_RD = rng.standard_normal((num_random, len(std_D))) / np.sqrt(len(std_D))
         self._u_R = rng.uniform(-1.0, 1.0, num_random)
 
-    def __call__(self, x_SD: FloatArray) -> FloatArray:
-        """Returns phi, [S, F]."""
+    def __call__(self, x_SD: FloatArray, out: FloatArray | None = None) -> FloatArray:
+        """Returns phi, [S, F], in `out` if that is given."""
         num_inputs = x_SD.shape[1]
-        phi_SF = np.empty((len(x_SD), len(self)))
+        phi_SF = np.empty((len(x_SD), len(self))) if out is None else out
         z_SD, square_SD, random_SR = np.split(phi_SF, [num_inputs, 2 * num_inputs], axis=1)
         np.clip((x_SD - self._mean_D) * self._scale_D, -_CLIP, _CLIP, out=z_SD)
         np.square(z_SD, out=square_SD)

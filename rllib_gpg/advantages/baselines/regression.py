@@ -3,8 +3,8 @@
 Everything goes through a group in blocks: the features of all steps at once would take many times
 the memory of the group.
 
-Axes: S = steps of the group, trajectory after trajectory; B = bins; F = features; C = candidates
-for the ridge's strength rho.
+Axes: S = steps of the group, trajectory after trajectory; B = bins; F = features; X = 1 + F; C =
+candidates for the ridge's strength rho.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,9 +20,6 @@ from rllib_gpg.advantages.inputs import FloatArray
 
 # The candidates for rho. Of equally good ones the first is taken: infinite, which is plain bins.
 STRENGTHS = np.array([np.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03])
-
-PhiOf = Callable[[IntArray], FloatArray]
-"""Gives the features [.., F] of some steps, by their positions in S."""
 
 # A feature that varies less than this within bins (mean square; features are of size 1) is a
 # function of the bin, but for rounding errors.
@@ -73,49 +70,37 @@ class NormalEquations:
 
 @dataclass(frozen=True)
 class GroupSums:
-    """Sums over the steps of a group; those "that count" are in company, in a bin that is kept.
+    """Sums over the steps of a group, of x = [R, phi].
 
     Attributes:
-        first: [B, F], of phi, over the first visits to each bin.
-        every: [B, F], of phi, over all steps of each bin that count.
+        first: [B, X], over the first visits to each bin.
+        every: [B, X], over all steps of each bin.
         counts: [B], how many steps these are.
-        returns: [B], the sum of their R.
-        gram: [F, F], the sum of phi.phi over all steps that count.
-        product: [F], the sum of phi.R over them.
+        products: [X, X], the sum of x.x' over all steps of all bins.
     """
 
     first: FloatArray
     every: FloatArray
     counts: FloatArray
-    returns: FloatArray
-    gram: FloatArray
-    product: FloatArray
+    products: FloatArray
 
-    def within_bins(self, mean_R_B: FloatArray, mean_BF: FloatArray) -> NormalEquations:
-        """Returns the same sums, of what is above or below the means of the bins.
+    def within_bins(self, mean_BX: FloatArray) -> NormalEquations:
+        """Returns what the sums are of x~, that is x minus the mean of its bin.
 
-        sum (x - m)(y - n) = sum x y - X n - m Y + count m n,   X = sum x, Y = sum y, bin by bin
+        sum of x~.x~' = sum of x.x' - sum over bins of (e.m' + m.e' - count m.m'), e = every
 
         Args:
-            mean_R_B: [B], the mean of R in each bin.
-            mean_BF: [B, F], the mean of phi.
+            mean_BX: The means m, in general those of more groups than this one.
         """
-        crossed_FF = self.every.T @ mean_BF
-        weighted_BF = self.counts[:, None] * mean_BF
-        return NormalEquations(
-            self.gram - crossed_FF - crossed_FF.T + weighted_BF.T @ mean_BF,
-            self.product
-            - self.every.T @ mean_R_B
-            - mean_BF.T @ self.returns
-            + weighted_BF.T @ mean_R_B,
-            float(self.counts.sum()),
-        )
+        crossed_XX = self.every.T @ mean_BX
+        squares_XX = (self.counts[:, None] * mean_BX).T @ mean_BX
+        within_XX = self.products - crossed_XX - crossed_XX.T + squares_XX
+        return NormalEquations(within_XX[1:, 1:], within_XX[1:, 0], float(self.counts.sum()))
 
 
 def predict_and_sum(
     group: BinnedGroup,
-    phi_of: PhiOf,
-    returns: FloatArray,
+    x_of: Callable[[IntArray], FloatArray],
     weight_FC: FloatArray,
     kept_B: IntArray,
     alone_S: NDArray[np.bool_],
@@ -124,55 +109,48 @@ def predict_and_sum(
 
     Args:
         group: The group.
-        phi_of: Gives the features of steps.
-        returns: The returns-to-go.
-        weight_FC: The weights, one column for each rho.
+        x_of: Gives x = [R, phi] of some steps, [.., X], by their positions in S.
+        weight_FC: The weights of phi, one column for each rho.
         kept_B: The bins to sum over, ascending.
-        alone_S: Marks the steps with no other trajectory in their bin: these don't count.
+        alone_S: Marks the steps with no other trajectory in their bin: these are in no sum but
+            `first`.
 
     Returns:
         predicted_CS: w.phi of every step.
         sums: Over the steps in `kept_B`.
     """
-    num_bins, num_features = len(kept_B), len(weight_FC)
     row_B = np.full(len(group.counts), -1)
-    row_B[kept_B] = np.arange(num_bins)
+    row_B[kept_B] = np.arange(len(kept_B))
     row_S = row_B[group.bins]
     is_first_S = np.zeros(len(row_S), np.bool_)
     is_first_S[group.first_visits] = True
-    counts_S = (row_S >= 0) & ~alone_S
+    is_first_S &= row_S >= 0
+    in_sums_S = (row_S >= 0) & ~alone_S
 
-    predicted_CS = np.empty((weight_FC.shape[1], len(row_S)))
-    first_BF, every_BF = np.zeros((2, num_bins, num_features))
-    gram_FF, product_F = np.zeros((num_features, num_features)), np.zeros(num_features)
+    num_features, num_rhos = weight_FC.shape
+    predicted_CS = np.empty((num_rhos, len(row_S)))
+    first_BX, every_BX = np.zeros((2, len(kept_B), 1 + num_features))
+    product_XX = np.zeros((1 + num_features, 1 + num_features))
     # Sorted by bin, so that the steps of one are neighbours.
     for steps in _blocks(np.argsort(group.bins, kind="stable")):
-        phi, row = phi_of(steps), row_S[steps]
-        predicted_CS[:, steps] = (phi @ weight_FC).T
-        _add_by_row(first_BF, phi, row, is_first_S[steps] & (row >= 0))
-        counted = _add_by_row(every_BF, phi, row, counts_S[steps])
-        gram_FF += counted.T @ counted
-        product_F += counted.T @ returns[steps[counts_S[steps]]]
-    counted_S, size = row_S[counts_S], num_bins
-    return predicted_CS, GroupSums(
-        first_BF,
-        every_BF,
-        np.bincount(counted_S, minlength=size).astype(np.float64),
-        np.bincount(counted_S, returns[counts_S], minlength=size),
-        gram_FF,
-        product_F,
-    )
+        x, row = x_of(steps), row_S[steps]
+        predicted_CS[:, steps] = (x[:, 1:] @ weight_FC).T
+        _add_by_row(first_BX, x, row, is_first_S[steps])
+        summed = _add_by_row(every_BX, x, row, in_sums_S[steps])
+        product_XX += summed.T @ summed
+    count_B = np.bincount(row_S[in_sums_S], minlength=len(kept_B)).astype(np.float64)
+    return predicted_CS, GroupSums(first_BX, every_BX, count_B, product_XX)
 
 
 def _add_by_row(
-    sum_BF: FloatArray, phi: FloatArray, row: IntArray, marked: NDArray[np.bool_]
+    sum_BX: FloatArray, x: FloatArray, row: IntArray, marked: NDArray[np.bool_]
 ) -> FloatArray:
     """Adds what is marked to the rows it belongs to, ascending; gives what is marked."""
     if not marked.all():
-        phi, row = phi[marked], row[marked]
+        x, row = x[marked], row[marked]
     starts = np.flatnonzero(np.diff(row, prepend=-1))
-    sum_BF[row[starts]] += np.add.reduceat(phi, starts, axis=0)
-    return phi
+    sum_BX[row[starts]] += np.add.reduceat(x, starts, axis=0)
+    return x
 
 
 def _blocks(steps: IntArray) -> Iterator[IntArray]:

@@ -111,15 +111,18 @@ class RidgeBaseline(Baseline):
         phi = Features(earlier.moments or moments, self.num_features, self.seed)
         bins = earlier.bins if group.keys_last else CarriedBins.none(1 + len(phi))
 
-        def phi_of(steps: IntArray) -> FloatArray:
-            return phi(x_SD[steps])
+        def returns_and_phi(steps: IntArray) -> FloatArray:
+            both = np.empty((len(steps), 1 + len(phi)))
+            both[:, 0] = returns[steps]
+            phi(x_SD[steps], out=both[:, 1:])
+            return both
 
         # For every rho: w.phi of every step, b of its bin, and R - v for v = w.phi + b.
         weight_FC = earlier.equations.solved()
         beside = _residuals(bins, weight_FC).rows_of(group.bin_keys)
         count_B = beside.counts + group.counts
         kept_B, alone_S = most_visited(count_B), (count_B == 1.0)[group.bins]
-        predicted_CS, sums = predict_and_sum(group, phi_of, returns, weight_FC, kept_B, alone_S)
+        predicted_CS, sums = predict_and_sum(group, returns_and_phi, weight_FC, kept_B, alone_S)
         chosen, error_C = int(earlier.errors.argmin()), np.empty(len(STRENGTHS))
         for c, predicted_S in enumerate(predicted_CS):
             rest_S = returns - predicted_S
@@ -129,10 +132,11 @@ class RidgeBaseline(Baseline):
                 value_S = predicted_S + b_S
 
         # For the groups that follow: phi~ and R~ of every step, with the means of all entries.
-        sum_BX = np.column_stack([group.sum_in_bins(returns)[kept_B], sums.first])
-        current = CarriedBins(group.bin_keys[kept_B], group.counts[kept_B].astype(float), sum_BX)
-        mean_BX = (sum_BX + bins.rows_of(current.keys).sums) / count_B[kept_B, None]
-        equations = sums.within_bins(mean_BX[:, 0], mean_BX[:, 1:])
+        current = CarriedBins(
+            group.bin_keys[kept_B], group.counts[kept_B].astype(float), sums.first
+        )
+        mean_BX = (sums.first + bins.rows_of(current.keys).sums) / count_B[kept_B, None]
+        equations = sums.within_bins(mean_BX)
         now = _Memory(
             kind=earlier.kind,
             moments=earlier.moments.and_those_of(moments) if earlier.moments else moments,
