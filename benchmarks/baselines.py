@@ -7,10 +7,13 @@ episodes that ended in the last 10 % of the env steps, over seeds::
     python -m benchmarks.baselines status       # what is missing, and what it will take
     python -m benchmarks.baselines run          # runs that, two cells at a time
     python -m benchmarks.baselines run --envs LunarLander-v3 --contenders bins ridge-0.95
+    python -m benchmarks.baselines run --group-sizes 4 --tuning --contenders ppo-candidates
+    python -m benchmarks.baselines run --group-sizes 4 --contenders ppo
     python -m benchmarks.baselines report       # the tables and pictures of docs/baselines.md
 
-PPO's settings are the best of four, per task, on the seeds of `--tuning`, which the tables don't
-show. Of GPG, every setting that was run is shown. Needs the extras `examples` and `envpool`.
+`ppo` is, per task, the best of four candidates on the seeds of `--tuning`, which are others than
+those of the table. Of GPG, every setting that was run is shown, none is chosen per task. Needs the
+extras `examples` and `envpool`.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from benchmarks.cells import Cell, run_all, status
+from benchmarks.cells import Cell, last_return, run_all, status
 from benchmarks.witness_critic import WitnessCritic
 from rllib_gpg import GPGConfig
 from rllib_gpg.advantages import BinBaseline, RidgeBaseline
@@ -97,6 +100,9 @@ PPO_CONTENDERS: dict[str, dict[str, Any]] = {
     for batch in (512, 2048)
     for lr in (3e-4, 1e-3)
 }
+# Names for PPO's contenders: the best one on a task, and all of them.
+PPO, PPO_CANDIDATES = "ppo", "ppo-candidates"
+TUNING_GROUP_SIZE = 4
 MAIN = ("bins", "ridge-1", "ridge-0.98", "ridge-0.95")
 VARIANTS = tuple(name for name in GPG_CONTENDERS if name not in (*MAIN, "ridge-0.95-witness"))
 
@@ -277,7 +283,36 @@ def cells(arguments: argparse.Namespace) -> list[Cell]:
         for group_size, num_env_steps in TASKS[env].num_env_steps.items()
         if group_size in arguments.group_sizes
         for seed in (arguments.seeds or seeds)
-        for contender in arguments.contenders
+        for name in arguments.contenders
+        for contender in resolved(name, env)
+    ]
+
+
+def resolved(name: str, env: str) -> list[str]:
+    """The contenders that a name stands for on a task.
+
+    Raises:
+        SystemExit: If PPO's settings haven't been chosen yet.
+    """
+    if name == PPO_CANDIDATES:
+        return list(PPO_CONTENDERS)
+    if name != PPO:
+        return [name]
+    mean_returns = {}
+    for contender in PPO_CONTENDERS:
+        tuning = tuning_cells(env, contender)
+        if not all(cell.is_done for cell in tuning):
+            raise SystemExit(f"{env}: run `--tuning --contenders {PPO_CANDIDATES}` first.")
+        mean_returns[contender] = np.mean([last_return(cell.result()) for cell in tuning])
+    return [max(mean_returns, key=lambda contender: mean_returns[contender])]
+
+
+def tuning_cells(env: str, contender: str) -> list[Cell]:
+    """Those that PPO's settings are chosen by."""
+    num_env_steps = TASKS[env].num_env_steps[TUNING_GROUP_SIZE]
+    return [
+        Cell(TUNING, env, contender, TUNING_GROUP_SIZE, seed, num_env_steps)
+        for seed in TUNING_SEEDS
     ]
 
 
@@ -285,54 +320,57 @@ def report() -> None:
     """Writes the tables and draws the pictures, of whatever has been run."""
     from benchmarks import baselines_report as to
 
-    everyone = [*GPG_CONTENDERS, *PPO_CONTENDERS]
     steps = {(env, n): s for env, task in TASKS.items() for n, s in task.num_env_steps.items()}
+    small = {key: number for key, number in steps.items() if key[1] == TUNING_GROUP_SIZE}
     results = to.results_of(
-        [
-            Cell(EXPERIMENT, env, contender, n, seed, num_env_steps)
-            for (env, n), num_env_steps in steps.items()
-            for contender in everyone
-            for seed in SEEDS
-        ]
+        Cell(EXPERIMENT, env, contender, n, seed, num_env_steps)
+        for (env, n), num_env_steps in steps.items()
+        for contender in (*GPG_CONTENDERS, *PPO_CONTENDERS)
+        for seed in SEEDS
     )
     if not results:
         raise SystemExit("Nothing to report: `python -m benchmarks.baselines run` comes first.")
+    # One name for the settings of PPO that were run, those chosen for the task.
+    for env, n in steps:
+        for contender in PPO_CONTENDERS:
+            if (env, n, contender) in results:
+                results[env, n, PPO] = results[env, n, contender]
 
-    ppo = [name for name in PPO_CONTENDERS if any(name == key[2] for key in results)]
-    to.write_table("returns", to.table(results, [*MAIN, *ppo], steps))
-    small = {key: number for key, number in steps.items() if key[1] == 4}
+    to.write_table("returns", to.table(results, [*MAIN, PPO], steps))
     to.write_table("variants", to.table(results, VARIANTS, small))
+    tuning = to.results_of(
+        cell for env in TASKS for name in PPO_CONTENDERS for cell in tuning_cells(env, name)
+    )
+    to.write_table("tuning", to.table(tuning, list(PPO_CONTENDERS), small))
 
-    def curves(env: str, contender: str, curve_of: Any) -> list[Any]:
-        return [curve_of(result) for result in results.get((env, 4, contender), [])]
-
-    contenders = ["bins", "ridge-0.95", *ppo]
-    panels = {
-        env: {name: curves(env, name, to.returns_curve) for name in contenders}
-        for env in TASKS
-        if (env, 4, "ridge-0.95") in results
-    }
-    to.draw(panels, "mean return", to.DOCS / "images" / "baselines_returns")
-    names = {"bins": "bins", "baseline": "ridge in bins", "critic": "PPO's trained critic"}
-    panels = {
-        env: {
-            label: curves(env, "ridge-0.95-witness", to.explained_curve(name))
-            for name, label in names.items()
+    def panels(names: dict[str, str], curve_of: Any, only_if: str) -> dict[str, Any]:
+        return {
+            env: {
+                label: [curve_of(label)(result) for result in results.get((env, 4, name), [])]
+                for label, name in names.items()
+            }
+            for env in TASKS
+            if (env, 4, only_if) in results
         }
-        for env in TASKS
-        if (env, 4, "ridge-0.95-witness") in results
-    }
-    to.draw(panels, "explained variance", to.DOCS / "images" / "baselines_explained")
+
+    names = {"time bins": "bins", "ridge, λ 0.95": "ridge-0.95", "RLlib's PPO, tuned": PPO}
+    curves = panels(names, lambda _: to.returns_curve, "ridge-0.95")
+    to.draw(curves, "mean return", to.DOCS / "images" / "baselines_returns")
+    series = {"bins": "bins", "ridge in bins": "baseline", "PPO's trained critic": "critic"}
+    witness = "ridge-0.95-witness"
+    curves = panels(
+        dict.fromkeys(series, witness), lambda label: to.explained_curve(series[label]), witness
+    )
+    to.draw(curves, "explained variance", to.DOCS / "images" / "baselines_explained")
 
 
 def main() -> None:
     """Does what the command line says."""
+    everyone = [*GPG_CONTENDERS, *PPO_CONTENDERS, PPO, PPO_CANDIDATES]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["run", "status", "report"])
     parser.add_argument("--envs", nargs="+", default=list(TASKS), choices=TASKS)
-    parser.add_argument(
-        "--contenders", nargs="+", default=MAIN, choices=[*GPG_CONTENDERS, *PPO_CONTENDERS]
-    )
+    parser.add_argument("--contenders", nargs="+", default=MAIN, choices=everyone)
     parser.add_argument("--group-sizes", nargs="+", type=int, default=[1, 4, 16, 32, 128])
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--tuning", action="store_true", help="runs to choose settings by")

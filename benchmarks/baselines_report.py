@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ Results = dict[tuple[str, int, str], list[dict[str, Any]]]
 """(env, group size, contender) -> what the cells say that have been run, seed by seed."""
 
 
-def results_of(cells: Sequence[Cell]) -> Results:
+def results_of(cells: Iterable[Cell]) -> Results:
     """What there is of some cells."""
     results: Results = {}
     for cell in cells:
@@ -104,6 +104,8 @@ def _smooth(steps: np.ndarray, values: np.ndarray, weights: np.ndarray, budget: 
 
 def draw(panels: dict[str, dict[str, list[Curve]]], ylabel: str, path: Path) -> None:
     """One panel per task; one line per contender: the mean over seeds, and its standard error."""
+    if not panels:
+        return
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.0 * columns, 3.0 * rows), squeeze=False)
