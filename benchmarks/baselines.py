@@ -25,12 +25,10 @@ from typing import Any
 import numpy as np
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPOConfig
-from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
-from ray.rllib.core import DEFAULT_MODULE_ID
 
 from benchmarks.cells import Cell, last_return, run_all, status
+from benchmarks.training import EndedEpisodes, ScaleRewards, after, settings_of, train
 from benchmarks.witness_critic import WitnessCritic
 from rllib_gpg import GPGConfig
 from rllib_gpg.advantages import BinBaseline, RidgeBaseline
@@ -107,61 +105,6 @@ MAIN = ("bins", "ridge-1", "ridge-0.98", "ridge-0.95")
 VARIANTS = tuple(name for name in GPG_CONTENDERS if name not in (*MAIN, "ridge-0.95-witness"))
 
 
-class Returns(RLlibCallback):
-    """The returns of the episodes that have ended since they were asked for last."""
-
-    # One of each, as everything happens in one process.
-    ended: list[float] = []  # noqa: RUF012
-    so_far: dict[str, float] = {}  # noqa: RUF012
-
-    def on_sample_end(self, *, samples: list[Any], **kwargs: Any) -> None:
-        """Adds up what was sampled; PPO samples its episodes piece by piece."""
-        for piece in samples:
-            total = self.so_far.pop(piece.id_, 0.0) + float(piece.get_return())
-            if piece.is_done:
-                self.ended.append(total)
-            else:
-                self.so_far[piece.id_] = total
-
-    @classmethod
-    def since_last(cls) -> list[float]:
-        """Gives them."""
-        returns = cls.ended.copy()
-        cls.ended.clear()
-        return returns
-
-
-class ScaleRewards(ConnectorV2):
-    """Divides rewards by the running standard deviation of the discounted sum of earlier ones.
-
-    It is what PPO's published settings for MuJoCo have as a wrapper of the env, and RLlib doesn't.
-    """
-
-    def __init__(self, *args: Any, gamma: float, **kwargs: Any):
-        """Takes PPO's gamma."""
-        super().__init__(*args, **kwargs)
-        self._gamma = gamma
-        self._sums: dict[str, float] = {}
-        self._count, self._mean, self._squares = 1e-4, 0.0, 1e-4
-
-    def __call__(self, *, batch: Any, episodes: Any, **kwargs: Any) -> Any:
-        """Scales the rewards of all episodes, in which they replace the old ones."""
-        for episode in self.single_agent_episode_iterator(episodes, agents_that_stepped_only=False):
-            rewards = np.asarray(episode.get_rewards(), np.float64)
-            total = self._sums.pop(episode.id_, 0.0)
-            for reward in rewards:
-                total = self._gamma * total + reward
-                self._count += 1
-                delta = total - self._mean
-                self._mean += delta / self._count
-                self._squares += delta * (total - self._mean)
-            if not episode.is_done:
-                self._sums[episode.id_] = total
-            std = (self._squares / self._count) ** 0.5
-            episode.set_rewards(new_data=np.clip(rewards / (std + 1e-8), -10.0, 10.0))
-        return batch
-
-
 def gpg_config(cell: Cell, task: Task, training: dict[str, Any]) -> GPGConfig:
     """GPG's settings: all episodes of a group side by side."""
     config = GPGConfig().env_runners(num_envs_per_env_runner=cell.group_size)
@@ -215,15 +158,13 @@ def config_of(cell: Cell) -> AlgorithmConfig:
         config = gpg_config(cell, task, GPG_CONTENDERS[cell.contender])
     if task.is_discrete:
         config.env_runners(env_to_module_connector=lambda *_, **__: FlattenObservations())
-    config.environment(register_envpool(cell.env)).callbacks(Returns)
+    config.environment(register_envpool(cell.env)).callbacks(EndedEpisodes)
     config.env_runners(gym_env_vectorize_mode="vector_entry_point")
     return config.debugging(seed=cell.seed, log_level="ERROR", log_sys_usage=False)
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
-    """Trains; gives the settings and, iteration by iteration, the learning curve."""
-    curve: dict[str, list[float]] = {}
-    Returns.since_last()
+    """Trains; gives the settings and the learning curve."""
     config = config_of(cell)
     training = TASKS[cell.env].training
     witness = WitnessCritic(
@@ -233,45 +174,12 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         config.learners(learner_connector=lambda *_, **__: witness)
     algo = config.build_algo()
     try:
-        num_steps = 0
-        while num_steps < cell.num_env_steps:
-            result = algo.train()
-            num_steps = int(result["num_env_steps_sampled_lifetime"])
-            returns = Returns.since_last()
-            row = {
-                "steps": num_steps,
-                "return": float(np.mean(returns)) if returns else 0.0,
-                "episodes": len(returns),
-                **explained(result["learners"][DEFAULT_MODULE_ID]),
-            }
-            for name, value in row.items():
-                curve.setdefault(name, []).append(value)
+        curve = train(algo, after(cell.num_env_steps))
     finally:
         algo.stop()
     if witness.explained_variance:
         curve["critic"] = [round(value, 4) for value in witness.explained_variance]
-    return {"settings": settings_of(cell), "curve": curve}
-
-
-def explained(results: dict[str, Any]) -> dict[str, float]:
-    """How much of the variance of returns is explained, and by what."""
-    names = {
-        "baseline_explained_variance": "baseline",
-        "bins_explained_variance": "bins",
-        "baseline_ridge_share": "ridge_share",
-        "vf_explained_var": "critic",
-    }
-    return {ours: round(float(results[n]), 4) for n, ours in names.items() if n in results}
-
-
-def settings_of(cell: Cell) -> dict[str, Any]:
-    """What the contender is, in words that JSON knows."""
-    contender = {**GPG_CONTENDERS, **PPO_CONTENDERS}[cell.contender]
-    settings = {**TASKS[cell.env].training, **contender}
-    return {
-        name: value if isinstance(value, int | float) else str(value)
-        for name, value in settings.items()
-    }
+    return {"settings": settings_of(config), "curve": curve}
 
 
 def cells(arguments: argparse.Namespace) -> list[Cell]:

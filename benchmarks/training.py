@@ -1,0 +1,157 @@
+"""Trains algorithms of RLlib, and writes down how they learn: what experiments have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+Curve = dict[str, list[float]]
+"""Iteration by iteration: `steps`, `return`, `length`, `episodes`, `cpu_seconds`, and what is known
+of the variance of returns: how much of it `baseline`, `bins`, or a `critic` explain."""
+
+# What is written down of a config; each algorithm has some of it.
+SETTINGS = (
+    "group_size",
+    "binning",
+    "baseline",
+    "lambda_",
+    "bootstrap_truncated",
+    "gamma",
+    "train_batch_size_per_learner",
+    "num_envs_per_env_runner",
+    "num_epochs",
+    "num_minibatches",
+    "minibatch_size",
+    "lr",
+    "clip_param",
+    "entropy_coeff",
+    "grad_clip",
+    "use_kl_loss",
+    "vf_loss_coeff",
+    "vf_clip_param",
+    "model_config",
+)
+EXPLAINED = {
+    "baseline_explained_variance": "baseline",
+    "bins_explained_variance": "bins",
+    "baseline_ridge_share": "ridge_share",
+    "vf_explained_var": "critic",
+}
+
+
+class EndedEpisodes(RLlibCallback):
+    """The returns and lengths of the episodes that have ended since they were asked for last."""
+
+    # One of each, as everything happens in one process.
+    _ended: list[tuple[float, int]] = []  # noqa: RUF012
+    _going: dict[str, tuple[float, int]] = {}  # noqa: RUF012
+
+    def on_sample_end(self, *, samples: list[Any], **kwargs: Any) -> None:
+        """Adds up what was sampled; PPO samples its episodes piece by piece."""
+        for piece in samples:
+            total, length = self._going.pop(piece.id_, (0.0, 0))
+            episode = (total + float(piece.get_return()), length + len(piece))
+            if piece.is_done:
+                self._ended.append(episode)
+            else:
+                self._going[piece.id_] = episode
+
+    @classmethod
+    def since_last(cls) -> list[tuple[float, int]]:
+        """Gives them, as pairs."""
+        episodes = cls._ended.copy()
+        cls._ended.clear()
+        return episodes
+
+
+class ScaleRewards(ConnectorV2):
+    """Divides rewards by the running standard deviation of the discounted sum of earlier ones.
+
+    It is what PPO's published settings for MuJoCo have as a wrapper of the env, and RLlib doesn't.
+    """
+
+    def __init__(self, *args: Any, gamma: float, **kwargs: Any):
+        """Takes PPO's gamma."""
+        super().__init__(*args, **kwargs)
+        self._gamma = gamma
+        self._sums: dict[str, float] = {}
+        self._count, self._mean, self._squares = 1e-4, 0.0, 1e-4
+
+    def __call__(self, *, batch: Any, episodes: Any, **kwargs: Any) -> Any:
+        """Scales the rewards of all episodes, in which they replace the old ones."""
+        for episode in self.single_agent_episode_iterator(episodes, agents_that_stepped_only=False):
+            rewards = np.asarray(episode.get_rewards(), np.float64)
+            total = self._sums.pop(episode.id_, 0.0)
+            for reward in rewards:
+                total = self._gamma * total + reward
+                self._count += 1
+                delta = total - self._mean
+                self._mean += delta / self._count
+                self._squares += delta * (total - self._mean)
+            if not episode.is_done:
+                self._sums[episode.id_] = total
+            std = (self._squares / self._count) ** 0.5
+            episode.set_rewards(new_data=np.clip(rewards / (std + 1e-8), -10.0, 10.0))
+        return batch
+
+
+def train(algo: Algorithm, until: Callable[[Curve], bool]) -> Curve:
+    """Trains until a curve is long enough.
+
+    The algorithm must have been built with the callback `EndedEpisodes`, and sample in this
+    process.
+
+    Args:
+        algo: The algorithm.
+        until: Is asked after each iteration.
+    """
+    EndedEpisodes.since_last()
+    curve: Curve = {}
+    start = time.process_time()
+    while not curve or not until(curve):
+        result = algo.train()
+        returns, lengths = np.array(EndedEpisodes.since_last() or [(0.0, 0)]).T
+        row = {
+            "steps": int(result["num_env_steps_sampled_lifetime"]),
+            "return": round(float(returns.mean()), 3),
+            "length": round(float(lengths.mean()), 1),
+            "episodes": int((lengths > 0).sum()),
+            "cpu_seconds": round(time.process_time() - start, 2),
+            **explained(result["learners"][DEFAULT_MODULE_ID]),
+        }
+        for name, value in row.items():
+            curve.setdefault(name, []).append(value)
+    return curve
+
+
+def after(num_env_steps: int) -> Callable[[Curve], bool]:
+    """Says stop after that many env steps."""
+    return lambda curve: curve["steps"][-1] >= num_env_steps
+
+
+def explained(results: dict[str, Any]) -> dict[str, float]:
+    """How much of the variance of returns is explained, and by what."""
+    return {ours: round(float(results[n]), 4) for n, ours in EXPLAINED.items() if n in results}
+
+
+def settings_of(config: AlgorithmConfig) -> dict[str, Any]:
+    """What matters of a config, in words that JSON knows."""
+    settings = {name: getattr(config, name) for name in SETTINGS if hasattr(config, name)}
+    return {name: _in_json(value) for name, value in settings.items() if value is not None}
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _in_json(item) for name, item in value.items()}
+    is_plain = isinstance(value, int | str | list) or (
+        isinstance(value, float) and np.isfinite(value)
+    )
+    return value if is_plain else str(value)
