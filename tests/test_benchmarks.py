@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 
-from benchmarks import cells
+from benchmarks import cells, statistics
 from benchmarks.cells import Cell
+from benchmarks.evidence import protocol
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +70,68 @@ def test_the_status_counts_what_is_missing() -> None:
     cells._run_one(cell(0), lambda of: {**outcome(of), "cpu_seconds": 0.0})
     text = cells.status([cell(0), cell(1)])
     assert "CartPole-v1" in text and "1 of    2 done" in text
+
+
+def test_the_probability_of_improvement_counts_pairs_task_by_task() -> None:
+    ours = {"a": np.array([3.0, 4.0]), "b": np.array([1.0, 1.0])}
+    theirs = {"a": np.array([1.0, 2.0]), "b": np.array([1.0, 0.0])}
+    # Task a: 4 of 4 pairs. Task b: 2 wins and 2 draws of 4.
+    assert statistics.probability_of_improvement(ours, theirs).value == (1.0 + 0.75) / 2
+    assert statistics.probability_of_improvement(theirs, ours).value == (0.0 + 0.25) / 2
+    with pytest.raises(ValueError, match="Tasks differ"):
+        statistics.probability_of_improvement(ours, {"a": ours["a"]})
+
+
+def test_resampling_stays_within_tasks() -> None:
+    """Tasks differ by far more than runs: resampled means stay near the middle."""
+    scores = {"a": np.array([0.0, 1.0]), "b": np.array([100.0, 101.0])}
+    estimate = statistics.interquartile_mean(scores)
+    assert estimate.value == 50.5
+    assert 50.0 <= estimate.low < estimate.value < estimate.high <= 51.0
+
+
+def test_scores_are_normalized_by_the_worst_and_the_best() -> None:
+    scores = {"a": np.array([-200.0, -100.0, 0.0])}
+    normalized = statistics.normalized(scores, worst={"a": -200.0}, best={"a": -100.0})
+    np.testing.assert_array_equal(normalized["a"], [0.0, 1.0, 2.0])
+    assert statistics.mean_and_error(scores["a"]) == (-100.0, pytest.approx(100.0 / 3**0.5))
+
+
+def test_experiments_share_their_cells() -> None:
+    task = protocol.TASKS["Hopper-v5"]
+    chosen = {"Hopper-v5": dataclasses.replace(task, gpg=("ridge-0.98", 4), gpg_paper=("time", 8))}
+    with mock.patch.dict(protocol.TASKS, chosen):
+        ppo, ladder, groups = (
+            protocol.cells_of(experiment, "Hopper-v5", (7,))
+            for experiment in ("ppo", "ladder", "groups")
+        )
+    assert [cell.contender for cell in ladder][-1] == "ridge-0.98"
+    assert len({*ppo, *ladder}) == len(ppo) + len(ladder) - 3  # PPO, PPO with lambda 1, GPG
+    assert len(groups) == len({*groups}) == 2 * len(protocol.GROUP_SIZES)
+    assert {*groups} & {*ppo} == {*ppo[-2:]}
+
+
+def test_nothing_is_run_before_its_settings_are_chosen() -> None:
+    untuned = dataclasses.replace(protocol.TASKS["Ant-v5"], gpg=None)
+    with mock.patch.dict(protocol.TASKS, {"Ant-v5": untuned}):
+        assert len(protocol.cells_of("tuning", "Ant-v5")) == 2 * len(protocol.CANDIDATES)
+        with pytest.raises(SystemExit, match="tuning"):
+            protocol.cells_of("ppo", "Ant-v5")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(("contender", "group_size"), [("rllib-ppo", 0), ("ridge-0.95", 2)])
+def test_a_run_of_the_evidence_ends_with_an_evaluation(contender: str, group_size: int) -> None:
+    """PPO with its filter of observations, on fresh episodes of Pendulum, all 200 steps long."""
+    from benchmarks.evidence import rllib_runs
+
+    outcome = rllib_runs.run(Cell("x", "Pendulum-v1", contender, group_size, 0, 800))
+    curve = outcome["curve"]
+    assert curve["steps"][-1] >= 800
+    assert set(curve["length"]) == {200.0}
+    # PPO leaves some unfinished.
+    assert 0 < sum(curve["episodes"]) <= curve["steps"][-1] / 200
+    assert [len(outcome["evaluation"][how]) for how in ("sampled", "greedy")] == [20, 20]
+    assert all(-2000.0 < value < 0.0 for value in outcome["evaluation"]["sampled"])
+    json.dumps(outcome, allow_nan=False)

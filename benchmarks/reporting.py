@@ -1,4 +1,4 @@
-"""The table and the two pictures of docs/baselines.md, from the cells of `benchmarks.baselines`."""
+"""Tables and pictures for the docs, made of cells."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import matplotlib
 import numpy as np
 
 from benchmarks.cells import Cell, last_return
+from benchmarks.statistics import mean_and_error
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE = DOCS / "baselines.md"
 # Okabe and Ito's: told apart by all kinds of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 POINTS = 60
@@ -54,14 +54,14 @@ def _mean_and_error(cells: list[dict[str, Any]]) -> str:
         return "not run"
     returns = np.array([last_return(cell) for cell in cells])
     digits = 2 if np.abs(returns).max() < 10 else 0
-    mean = f"{returns.mean():.{digits}f}"
+    mean, error = mean_and_error(returns)
     if len(returns) == 1:
-        return f"{mean} (1 seed)"
-    return f"{mean} ± {returns.std(ddof=1) / len(returns) ** 0.5:.{digits}f} ({len(returns)})"
+        return f"{mean:.{digits}f} (1 seed)"
+    return f"{mean:.{digits}f} ± {error:.{digits}f} ({len(returns)})"
 
 
-def write_table(name: str, text: str, page: Path = PAGE) -> None:
-    """Puts a table in place of the one that the page has between `<!-- name -->` marks."""
+def write_table(page: Path, name: str, text: str) -> None:
+    """Puts a table in place of the one that a page has between `<!-- name -->` marks."""
     marks = f"<!-- {name} -->", f"<!-- end of {name} -->"
     pattern = re.compile(f"{re.escape(marks[0])}.*?{re.escape(marks[1])}", re.DOTALL)
     old = page.read_text()

@@ -1,0 +1,1 @@
+"""GPG against PPO, and the paper's tables: protocol, runs and report."""

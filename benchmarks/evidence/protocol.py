@@ -1,0 +1,232 @@
+"""What is compared with what, on which tasks, with which settings and seeds.
+
+`docs/results/protocol.md` says it in words, and why. Everything here was written down before the
+runs that it is about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.cells import Cell
+
+TUNING_SEEDS = (0, 1)
+SEEDS = (100, 101, 102, 103, 104)
+EVALUATION_EPISODES = 20
+# Of tuning: GPG's settings are chosen on runs of this share of the env steps.
+TUNING_SHARE = 0.25
+
+RLLIB_PPO, PPO_LAMBDA_1, SB3_PPO = "rllib-ppo", "ppo-lambda-1", "sb3-ppo"
+GPG_PAPER, GPG = "gpg-paper", "gpg"
+CONTENDERS = (RLLIB_PPO, SB3_PPO, PPO_LAMBDA_1, GPG_PAPER, GPG)
+# The road from PPO to GPG as recommended, a change at a time; the first two are contenders above.
+LADDER = (RLLIB_PPO, PPO_LAMBDA_1, "universal", "time", "ridge-1", GPG)
+GROUP_SIZES = (2, 4, 8, 16, 32, 64)
+
+# GPG's settings of a group's advantages, by name.
+ADVANTAGES: dict[str, dict[str, Any]] = {
+    "universal": {"binning": "universal"},
+    "time": {},
+    "ridge-1": {"baseline": "ridge"},
+    "ridge-0.98": {"baseline": "ridge", "lambda_": 0.98},
+    "ridge-0.95": {"baseline": "ridge", "lambda_": 0.95},
+}
+# What GPG is chosen from, for each task: as many candidates with bins as with the ridge.
+CANDIDATES: tuple[tuple[str, int], ...] = (
+    *(("time", n) for n in (4, 8, 16, 32)),
+    *((name, n) for name in ("ridge-0.98", "ridge-0.95") for n in (4, 8)),
+)
+
+# CleanRL's: ppo.py and ppo_continuous_action.py. One change: RLlib's PPO steps 8 envs at a time in
+# place of 1 or 4, for the same number of env steps per update; with 1 it takes several times as
+# long. The clipping of the value loss is CleanRL's own, which RLlib doesn't have.
+CLEANRL_DISCRETE = {
+    "train_batch_size_per_learner": 512,
+    "minibatch_size": 128,
+    "num_epochs": 4,
+    "lr": 2.5e-4,
+    "entropy_coeff": 0.01,
+}
+CLEANRL_CONTINUOUS = {
+    "train_batch_size_per_learner": 2048,
+    "minibatch_size": 64,
+    "num_epochs": 10,
+    "lr": 3e-4,
+    "entropy_coeff": 0.0,
+}
+# GPG's update: on discrete actions its defaults, on continuous ones CleanRL's of PPO.
+GPG_DISCRETE = {"lr": 1e-3, "num_epochs": 4, "num_minibatches": 4}
+GPG_CONTINUOUS = {"lr": 3e-4, "num_epochs": 10, "num_minibatches": 32}
+
+# Stable-Baselines3's Zoo, hyperparams/ppo.yml. `lin_` falls linearly to 0.
+_ZOO_WIDE = {
+    "log_std_init": -2.0,
+    "ortho_init": False,
+    "activation_fn": "ReLU",
+    "net_arch": {"pi": [256, 256], "vf": [256, 256]},
+}
+ZOO: dict[str, dict[str, Any]] = {
+    "CartPole-v1": {
+        "n_envs": 8,
+        "n_steps": 32,
+        "batch_size": 256,
+        "gae_lambda": 0.8,
+        "gamma": 0.98,
+        "n_epochs": 20,
+        "learning_rate": "lin_0.001",
+        "clip_range": "lin_0.2",
+    },
+    "Acrobot-v1": {
+        "normalize": True,
+        "n_envs": 16,
+        "n_steps": 256,
+        "gae_lambda": 0.94,
+        "gamma": 0.99,
+        "n_epochs": 4,
+    },
+    "Pendulum-v1": {
+        "n_envs": 4,
+        "n_steps": 1024,
+        "gae_lambda": 0.95,
+        "gamma": 0.9,
+        "n_epochs": 10,
+        "learning_rate": 1e-3,
+        "use_sde": True,
+        "sde_sample_freq": 4,
+    },
+    "LunarLander-v3": {
+        "n_envs": 16,
+        "n_steps": 1024,
+        "batch_size": 64,
+        "gae_lambda": 0.98,
+        "gamma": 0.999,
+        "n_epochs": 4,
+        "ent_coef": 0.01,
+    },
+    "Hopper-v5": {
+        "normalize": True,
+        "n_steps": 512,
+        "batch_size": 32,
+        "gamma": 0.999,
+        "learning_rate": 9.80828e-05,
+        "ent_coef": 0.00229519,
+        "n_epochs": 5,
+        "gae_lambda": 0.99,
+        "max_grad_norm": 0.7,
+        "vf_coef": 0.835671,
+        "policy_kwargs": _ZOO_WIDE,
+    },
+    "Walker2d-v5": {
+        "normalize": True,
+        "n_steps": 512,
+        "batch_size": 32,
+        "gamma": 0.99,
+        "learning_rate": 5.05041e-05,
+        "ent_coef": 0.000585045,
+        "clip_range": 0.1,
+        "n_epochs": 20,
+        "gae_lambda": 0.95,
+        "max_grad_norm": 1.0,
+        "vf_coef": 0.871923,
+        "policy_kwargs": _ZOO_WIDE,
+    },
+    "HalfCheetah-v5": {
+        "normalize": True,
+        "n_steps": 512,
+        "batch_size": 64,
+        "gamma": 0.98,
+        "learning_rate": 2.0633e-05,
+        "ent_coef": 0.000401762,
+        "clip_range": 0.1,
+        "n_epochs": 20,
+        "gae_lambda": 0.92,
+        "max_grad_norm": 0.8,
+        "vf_coef": 0.58096,
+        "policy_kwargs": _ZOO_WIDE,
+    },
+    "Ant-v5": {"normalize": True},
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One env, and what contenders have there.
+
+    Attributes:
+        num_env_steps: Of each run.
+        is_continuous: Whether actions are. If so, RLlib's contenders normalise observations, and
+            PPO scales rewards.
+        gamma: Of RLlib's contenders, and of GPG.
+        gpg: The candidate that tuning has chosen for `gpg`, of those with the ridge; None before.
+        gpg_paper: The same for `gpg-paper`, of those with time bins.
+    """
+
+    num_env_steps: int
+    is_continuous: bool = False
+    gamma: float = 0.99
+    gpg: tuple[str, int] | None = None
+    gpg_paper: tuple[str, int] | None = None
+    ppo: dict[str, Any] = field(init=False)
+    update: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Takes the settings that tasks of this kind share."""
+        object.__setattr__(
+            self, "ppo", CLEANRL_CONTINUOUS if self.is_continuous else CLEANRL_DISCRETE
+        )
+        object.__setattr__(self, "update", GPG_CONTINUOUS if self.is_continuous else GPG_DISCRETE)
+
+
+TASKS = {
+    "CartPole-v1": Task(200_000),
+    "Acrobot-v1": Task(200_000),
+    "Pendulum-v1": Task(200_000, is_continuous=True),
+    "LunarLander-v3": Task(1_000_000),
+    "Hopper-v5": Task(1_000_000, is_continuous=True),
+    "Walker2d-v5": Task(1_000_000, is_continuous=True),
+    "HalfCheetah-v5": Task(1_000_000, is_continuous=True),
+    "Ant-v5": Task(1_000_000, is_continuous=True),
+}
+EXPERIMENTS = ("tuning", "ppo", "ladder", "groups")
+LADDER_TASKS = ("LunarLander-v3", "Hopper-v5", "HalfCheetah-v5")
+GROUPS_TASKS = ("LunarLander-v3", "Hopper-v5")
+
+
+def cells_of(experiment: str, env: str, seeds: tuple[int, ...] | None = None) -> list[Cell]:
+    """The cells of an experiment on one task, seed by seed.
+
+    Args:
+        experiment: One of `EXPERIMENTS`.
+        env: One of `TASKS`.
+        seeds: Others than the protocol's.
+
+    Raises:
+        SystemExit: If the experiment needs settings that tuning has yet to choose.
+    """
+    task = TASKS[env]
+    tuning = experiment == "tuning"
+    budget = int(task.num_env_steps * (TUNING_SHARE if tuning else 1.0))
+    return [
+        # Runs that two experiments have in common are one.
+        Cell("evidence_tuning" if tuning else "evidence", env, contender, group_size, seed, budget)
+        for seed in (seeds or (TUNING_SEEDS if tuning else SEEDS))
+        for contender, group_size in _who(experiment, env, task)
+    ]
+
+
+def _who(experiment: str, env: str, task: Task) -> list[tuple[str, int]]:
+    """Pairs of a contender and its group size, 0 if it has none."""
+    if experiment == "tuning":
+        return list(CANDIDATES)
+    if task.gpg is None or task.gpg_paper is None:
+        raise SystemExit(f"{env}: run `tuning` first, and write down what it has chosen.")
+    best, group_size = task.gpg
+    if experiment == "ppo":
+        return [(RLLIB_PPO, 0), (SB3_PPO, 0), (PPO_LAMBDA_1, 0), task.gpg_paper, task.gpg]
+    if experiment == "ladder" and env in LADDER_TASKS:
+        rungs = dict.fromkeys(best if rung == GPG else rung for rung in LADDER)
+        return [(rung, 0 if "ppo" in rung else group_size) for rung in rungs]
+    if experiment == "groups" and env in GROUPS_TASKS:
+        return [(name, n) for n in GROUP_SIZES for name in ("time", best)]
+    return []
