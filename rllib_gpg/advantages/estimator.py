@@ -24,6 +24,7 @@ from rllib_gpg.advantages.inputs import (
     as_arrays,
     check_finals,
     check_finite,
+    check_starts,
     default_names,
 )
 from rllib_gpg.advantages.returns import lambda_returns, returns_to_go
@@ -78,6 +79,7 @@ def estimate_advantages(
     lambda_: float = 1.0,
     memory: Any = None,
     final_observations: Sequence[Any] | None = None,
+    first_timesteps: Sequence[int] | None = None,
 ) -> list[FloatArray]:
     """The advantage of every step of a group: ``estimate_group(...).advantages``.
 
@@ -98,6 +100,7 @@ def estimate_advantages(
         lambda_=lambda_,
         memory=memory,
         final_observations=final_observations,
+        first_timesteps=first_timesteps,
     ).advantages
 
 
@@ -113,14 +116,16 @@ def estimate_group(
     lambda_: float = 1.0,
     memory: Any = None,
     final_observations: Sequence[Any] | None = None,
+    first_timesteps: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
 ) -> GroupEstimate:
     """Estimates the advantage of every step of a group of trajectories (Algorithm 2).
 
-    Assumes whole trajectories, sampled independently under one policy; a trajectory that a time
-    limit cut counts as it is, unless its final observation is given. A bin's baseline is the mean
-    return of the trajectories that visit it, each entered once, at its first visit (equation 6). A
-    bin that one trajectory alone visits (a singleton) gives that first visit A = 0.
+    Assumes trajectories sampled independently under one policy. One that was cut, by a time limit
+    or by the end of a rollout, counts as it is unless its final observation is given. A bin's
+    baseline is the mean return of the trajectories that visit it, each entered once, at its first
+    visit (equation 6). A bin that one trajectory alone visits (a singleton) gives that first visit
+    A = 0.
 
     Baselines that remember are given what they learned from earlier groups, and hand back what to
     remember::
@@ -153,9 +158,10 @@ def estimate_group(
         memory: The `memory` of the group before; None at first. That of another kind of baseline
             counts as none.
         final_observations: N arrays [1, ...]: the observation after the last step of a trajectory
-            that a time limit cut, whose return the baseline then completes; None for a trajectory
-            that has ended. Needs a baseline that sees the state. Default None: nothing is
-            completed.
+            that was cut, whose return the baseline then completes; None for a trajectory that has
+            ended. Needs a baseline that sees the state. Default None: nothing is completed.
+        first_timesteps: N integers: how many steps after its episode's reset each trajectory
+            begins. Default None: 0, all begin with the reset.
         names: N words for the trajectories, for errors; "trajectory 3" by default.
 
     Returns:
@@ -176,10 +182,11 @@ def estimate_group(
     if final_observations is not None:
         check_finals(final_observations, names)
     lengths_N = np.array([len(reward_T) for reward_T in rewards])
+    start_N = check_starts(first_timesteps, names)
     earlier = memory if memory and memory["of"] == type(baseline).__name__ else _NOTHING
 
     # k[n,t] = f(s[n,t], t)
-    group = into_bins(binning, observations, lengths_N, names, final_observations)
+    group = into_bins(binning, observations, lengths_N, start_N, names, final_observations)
     reward_S = np.concatenate(rewards)
     if final_observations is not None:
         # r[n,T-1] += gamma v(s[n,T]), where a time limit cut trajectory n

@@ -26,6 +26,8 @@ class BinnedGroup:
         final_observations: N observations after the last step, None where a trajectory has ended
             and not been cut; or None.
         lengths: [N], the number of steps of each trajectory.
+        starts: [N], the timestep of each trajectory's first step: 0, unless it goes on from an
+            earlier group.
         keys: [S, K], the bin key of every step.
         keys_last: Whether equal keys of two groups name the same bin.
         bins: [S], the bin of every step; bins are numbered from 0, and all of them are visited.
@@ -35,6 +37,7 @@ class BinnedGroup:
     observations: Sequence[Any]
     final_observations: Sequence[Any] | None
     lengths: IntArray
+    starts: IntArray
     keys: IntArray
     keys_last: bool
     bins: IntArray
@@ -42,9 +45,9 @@ class BinnedGroup:
 
     @cached_property
     def timesteps(self) -> IntArray:
-        """[S], the timestep of every step, 0 at its trajectory's start."""
-        start_N = np.cumsum(self.lengths) - self.lengths
-        return np.arange(len(self.bins)) - np.repeat(start_N, self.lengths)
+        """[S], the timestep of every step, 0 at the reset of its episode."""
+        position_N = np.cumsum(self.lengths) - self.lengths
+        return np.arange(len(self.bins)) + np.repeat(self.starts - position_N, self.lengths)
 
     @cached_property
     def first_visits(self) -> IntArray:
@@ -105,6 +108,7 @@ def into_bins(
     binning: BinningFunction,
     observations: Sequence[Any],
     lengths_N: IntArray,
+    start_N: IntArray,
     names: Sequence[str],
     final_observations: Sequence[Any] | None = None,
 ) -> BinnedGroup:
@@ -114,6 +118,7 @@ def into_bins(
         binning: ``f(observations [T, ...], timesteps [T]) -> integer keys [T] or [T, K]``.
         observations: N arrays [T_n, ...], or what else the binning understands.
         lengths_N: [N], the number of steps of each trajectory.
+        start_N: [N], the timestep of each trajectory's first step.
         names: N words for the trajectories, for errors.
         final_observations: See `BinnedGroup`.
 
@@ -121,7 +126,7 @@ def into_bins(
         TypeError, ValueError: As `bin_keys` does.
     """
     # k[n,t] = f(s[n,t], t)
-    key_SK = bin_keys(binning, observations, lengths_N, names)
+    key_SK = bin_keys(binning, observations, lengths_N, start_N, names)
     # first[n,t] = no t' < t in trajectory n has the same key
     trajectory_S = np.repeat(np.arange(len(lengths_N)), lengths_N)
     bin_S, entry_S = first_visits(key_codes(key_SK), trajectory_S)
@@ -129,6 +134,7 @@ def into_bins(
         observations=observations,
         final_observations=final_observations,
         lengths=lengths_N,
+        starts=start_N,
         keys=key_SK,
         keys_last=keys_last(binning),
         bins=bin_S,
@@ -137,7 +143,11 @@ def into_bins(
 
 
 def bin_keys(
-    binning: BinningFunction, observations: Sequence[Any], lengths_N: IntArray, names: Sequence[str]
+    binning: BinningFunction,
+    observations: Sequence[Any],
+    lengths_N: IntArray,
+    start_N: IntArray,
+    names: Sequence[str],
 ) -> IntArray:
     """Calls a binning function once per trajectory, and checks what comes back.
 
@@ -145,6 +155,7 @@ def bin_keys(
         binning: ``f(observations [T, ...], timesteps [T]) -> integer keys [T] or [T, K]``.
         observations: N arrays [T_n, ...], or what else the binning understands.
         lengths_N: [N], the number of steps of each trajectory.
+        start_N: [N], the timestep of each trajectory's first step.
         names: N words for the trajectories, for errors.
 
     Returns:
@@ -158,10 +169,12 @@ def bin_keys(
     """
     keys: list[IntArray] = []
     function = getattr(binning, "__name__", binning)
-    for observation, length, name in zip(observations, lengths_N, names, strict=True):
+    for observation, length, start, name in zip(
+        observations, lengths_N, start_N, names, strict=True
+    ):
         asked = f"binning {function}, {name}:"
         try:
-            found = np.asarray(binning(observation, np.arange(length)))
+            found = np.asarray(binning(observation, start + np.arange(length)))
         except Exception as error:
             error.add_note(f"Raised in {asked[:-1]}.")
             raise

@@ -104,6 +104,23 @@ def check_finals(final_observations: Sequence[Any], names: Sequence[str]) -> Non
                 raise ValueError(f"{name}: the final observation is not finite: {value}.")
 
 
+def check_starts(first_timesteps: Sequence[int] | None, names: Sequence[str]) -> NDArray[np.int64]:
+    """Returns [N], the timesteps that trajectories begin at: 0 by default.
+
+    Raises:
+        ValueError: If there isn't one per trajectory, or one is negative or no integer.
+    """
+    if first_timesteps is None:
+        return np.zeros(len(names), np.int64)
+    start_N = np.asarray(first_timesteps)
+    if start_N.shape != (len(names),) or start_N.dtype.kind not in "iu" or start_N.min() < 0:
+        raise ValueError(
+            f"first_timesteps needs one integer >= 0 per trajectory: got {first_timesteps!r} for "
+            f"{len(names)}."
+        )
+    return start_N.astype(np.int64)
+
+
 def leaves(observation: Any) -> Iterator[NDArray[Any]]:
     """Yields the arrays of an observation: itself, or the leaves of a dict, tuple or list."""
     if _is_nested(observation):

@@ -154,7 +154,7 @@ def values(observations, rewards, memory, binning="time", gamma=0.9):
     """v(n,t), and which steps could be compared with nothing."""
     lengths = np.array([len(reward) for reward in rewards])
     binning = {"time": TimeBinning(), "state": StateBinning()}[binning]
-    group = into_bins(binning, observations, lengths, ["name"] * len(lengths))
+    group = into_bins(binning, observations, lengths, 0 * lengths, ["name"] * len(lengths))
     returns = returns_to_go(np.concatenate(rewards), lengths, gamma)
     found = SMALL.values(group, returns, memory)
     return [np.split(x, np.cumsum(lengths)[:-1]) for x in (found.values, found.alone)]
@@ -425,7 +425,9 @@ def test_only_truncated_trajectories_are_completed_and_by_earlier_groups_alone()
     *before, (observations, rewards) = random_groups(19, 5, lengths=[10] * 4)
     memory = estimates(before)[-1].memory
     finals = [None, np.ones((1, 2)), None, None]
-    group = into_bins(TimeBinning(), observations, np.full(4, 10), ["n"] * 4, finals)
+    group = into_bins(
+        TimeBinning(), observations, np.full(4, 10), np.zeros(4, int), ["n"] * 4, finals
+    )
     found = SMALL.final_values(group, memory["baseline"])
     assert (found != 0.0).tolist() == [False, True, False, False]
     # The same as rewards that say what would have followed.

@@ -36,14 +36,17 @@ def step_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatA
         ValueError: If an observation, or what `features` makes of it, has too many numbers or
             something else in it; if `features` doesn't give one row per step.
     """
-    return _numbers(group.observations, map(np.arange, group.lengths), features)
+    timesteps = np.split(group.timesteps, np.cumsum(group.lengths)[:-1])
+    return _numbers(group.observations, timesteps, features)
 
 
 def final_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatArray:
     """Returns the same, [.., D], of the final observations of the trajectories that have one."""
     cut = [
-        (final, np.array([length]))
-        for final, length in zip(group.final_observations or (), group.lengths, strict=True)
+        (final, np.array([end]))
+        for final, end in zip(
+            group.final_observations or (), group.starts + group.lengths, strict=True
+        )
         if final is not None
     ]
     return _numbers([final for final, _ in cut], [t for _, t in cut], features)

@@ -1,11 +1,10 @@
-"""The loop that decides which episodes run: those that were started, all to their end."""
+"""The loop that steps envs and records what comes of it, as a schedule says."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,11 +13,9 @@ from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER
 from ray.rllib.utils.typing import EpisodeType
 
 from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
+from rllib_gpg.sampling.rollout.schedule import Schedule, Seeded
 
 logger = logging.getLogger("ray.rllib")
-
-Seeded = dict[int, int | None]
-"""Env index -> the seed of the episode that begins there, or None for a random one."""
 
 # Vector steps without the end of any episode after which the loop says so; then after twice as
 # many, and so on. Longer than an episode of any common benchmark but Atari's longest.
@@ -37,51 +34,49 @@ class Envs(Protocol):
         ...
 
 
-def run_episodes(
+def run(
     rollout: Rollout,
     envs: Envs,
-    seeds: Sequence[int | None],
+    schedule: Schedule,
     *,
     parts: RunnerParts,
     new_episode: Callable[[int], None],
     call_back: Callable[[str, Iterable[int]], None],
     report: Callable[[int, int], None] | None = None,
 ) -> list[EpisodeType]:
-    """Starts one episode per seed and finishes them all.
+    """Steps envs until the schedule has nothing left to do.
 
     Args:
         rollout: What computes actions and records steps.
         envs: The envs of the env runner.
-        seeds: One per episode; None for a random one.
+        schedule: Says which envs begin an episode, and which go no further. Episodes that go on
+            from an earlier call are in `parts.episodes` already.
         parts: The parts of the env runner that the rollout works with.
         new_episode: Puts a new episode into `parts.episodes`.
         call_back: Makes an episode callback of the given name for the given envs.
-        report: Is told, after each vector step, how many of the episodes have ended so far, and how
-            many env steps have been made. Default None: nobody is told.
+        report: Is told, after each vector step, how many episodes have ended so far, and how many
+            env steps have been made. Default None: nobody is told.
 
     Returns:
         The episodes, in the order in which they were started.
     """
-    if not seeds:
-        return []
-    waiting = deque(seeds)
-    started: list[EpisodeType] = []
     episodes = parts.episodes
+    started: list[EpisodeType] = [episodes[index] for index in schedule.going_on]
 
-    def start(env_indices: Sequence[int]) -> Seeded:
-        starting = {index: waiting.popleft() for index in env_indices[: len(waiting)]}
+    def begin(starting: Seeded) -> Seeded:
         for index in starting:
             new_episode(index)
             started.append(episodes[index])
         return starting
 
-    nobody = np.array([], np.int64)
-    starting = start(range(len(episodes)))
+    starting = begin(schedule.first(len(episodes)))
+    if not started:
+        return []
     with parts.metrics.log_time(ENV_RESET_TIMER):
         resets = envs.reset(starting)
-    rollout.record(nobody, None, list(starting), resets)
+    rollout.begin(list(starting), resets, schedule.going_on)
     call_back("on_episode_start", starting)
-    stepping = np.array(list(starting), np.int64)
+    stepping = np.array(sorted([*starting, *schedule.going_on]), np.int64)
     starting = {}
     step_times: list[float] = []
     watch = _Watch(report)
@@ -90,22 +85,23 @@ def run_episodes(
         start_time = time.perf_counter()
         steps, resets = envs.step(stepping, actions, starting)
         step_times.append(time.perf_counter() - start_time)
-        done = rollout.record(stepping, steps, list(starting), resets)
+        last = schedule.last_steps(stepping)
+        done = rollout.record(stepping, steps, list(starting), resets, last)
         call_back("on_episode_start", starting)
         if rollout.sees_every_step:
             call_back("on_episode_step", stepping.tolist())
 
         num_ended = int(np.count_nonzero(done))
         watch.step(num_stepped=len(stepping), num_ended=num_ended)
-        if num_ended or starting:
+        if num_ended or starting or last.any():
             ended = stepping[done].tolist()
             call_back("on_episode_end", ended)
-            for index in ended:
+            for index in stepping[done | last].tolist():
                 rollout.finish(index)
             # In order, whoever began when: all envs together are then one block of memory.
             begun = np.array(list(starting), np.int64)
-            stepping = np.sort(np.concatenate([stepping[~done], begun]))
-            starting = start(ended)
+            stepping = np.sort(np.concatenate([stepping[~(done | last)], begun]))
+            starting = begin(schedule.next(ended))
     if step_times:
         # Once per call: a metrics logger takes longer than a small simulator.
         parts.metrics.log_value(ENV_STEP_TIMER, sum(step_times) / len(step_times))

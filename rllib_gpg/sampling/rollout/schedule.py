@@ -1,0 +1,84 @@
+"""Who runs when: which envs begin an episode, with which seeds, and which go no further."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+Seeded = dict[int, int | None]
+"""Env index -> the seed of the episode that begins there, or None for a random one."""
+
+
+class Schedule(Protocol):
+    """What the loop asks, see loop.py. Envs are named by their indices, in rising order."""
+
+    going_on: list[int]
+    """The envs whose episodes go on from an earlier call."""
+
+    def first(self, num_envs: int) -> Seeded:
+        """Returns the envs in which an episode begins before the first step."""
+        ...
+
+    def last_steps(self, stepping: np.ndarray) -> np.ndarray:
+        """Is told who steps; returns for whom it is the last step, episode over or not, as bool."""
+        ...
+
+    def next(self, ended: Sequence[int]) -> Seeded:
+        """Returns those of the envs whose episodes are over in which the next one begins."""
+        ...
+
+
+class WholeEpisodes:
+    """Starts one episode per seed, in whichever env is free, and cuts none."""
+
+    def __init__(self, seeds: Iterable[int | None]):
+        """Takes the seeds; None for a random one."""
+        self.going_on: list[int] = []
+        self._waiting = deque(seeds)
+
+    def first(self, num_envs: int) -> Seeded:
+        """Begins one in each env."""
+        return self.next(range(num_envs))
+
+    def last_steps(self, stepping: np.ndarray) -> np.ndarray:
+        """Cuts nothing."""
+        return np.zeros(len(stepping), np.bool_)
+
+    def next(self, ended: Sequence[int]) -> Seeded:
+        """Begins as many as are left."""
+        return {index: self._waiting.popleft() for index in ended[: len(self._waiting)]}
+
+
+class Rollouts:
+    """Steps each env equally often; begins an episode wherever one has ended, and cuts the last."""
+
+    def __init__(
+        self, seeds: dict[int, Iterator[int | None]], num_steps: int, going_on: Iterable[int]
+    ):
+        """Takes what there is to do.
+
+        Args:
+            seeds: Per env, the seeds of the episodes that begin in it.
+            num_steps: How many steps each env makes.
+            going_on: The envs whose episodes go on from an earlier call.
+        """
+        self.going_on = sorted(going_on)
+        self._seeds = seeds
+        self._left = np.zeros(max(seeds) + 1, np.int64)
+        self._left[list(seeds)] = num_steps
+
+    def first(self, num_envs: int) -> Seeded:
+        """Begins one in each env in which none goes on."""
+        return self.next([index for index in sorted(self._seeds) if index not in self.going_on])
+
+    def last_steps(self, stepping: np.ndarray) -> np.ndarray:
+        """Counts down."""
+        self._left[stepping] -= 1
+        return self._left[stepping] == 0
+
+    def next(self, ended: Sequence[int]) -> Seeded:
+        """Begins one in each env that has steps left."""
+        return {index: next(self._seeds[index]) for index in ended if self._left[index] > 0}
