@@ -10,8 +10,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from benchmarks.bootstrap import mean_and_error
 from benchmarks.cells import Cell, last_return
-from benchmarks.statistics import mean_and_error
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

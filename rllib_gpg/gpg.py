@@ -31,6 +31,7 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.typing import EpisodeType, ModuleID, ResultDict, StateDict
 from ray.tune import Checkpoint
 
+from rllib_gpg.advantages.connector import GROUP_NUMBER
 from rllib_gpg.checkpoints import check_checkpoint
 from rllib_gpg.config import GPGConfig
 from rllib_gpg.evaluation import (
@@ -236,6 +237,7 @@ class GPG(Algorithm):
             group = prepare_group(
                 self.learner_group,
                 episodes,
+                shared_data={GROUP_NUMBER: self._num_groups},
                 policies_to_train=self.config.policies_to_train,
                 generator=shuffle_generator(self._run_seed.value, self._num_groups),
             )

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from benchmarks import cells, statistics
+from benchmarks import bootstrap, cells
 from benchmarks.cells import Cell
 from benchmarks.evidence import protocol
 
@@ -76,25 +76,25 @@ def test_the_probability_of_improvement_counts_pairs_task_by_task() -> None:
     ours = {"a": np.array([3.0, 4.0]), "b": np.array([1.0, 1.0])}
     theirs = {"a": np.array([1.0, 2.0]), "b": np.array([1.0, 0.0])}
     # Task a: 4 of 4 pairs. Task b: 2 wins and 2 draws of 4.
-    assert statistics.probability_of_improvement(ours, theirs).value == (1.0 + 0.75) / 2
-    assert statistics.probability_of_improvement(theirs, ours).value == (0.0 + 0.25) / 2
+    assert bootstrap.probability_of_improvement(ours, theirs).value == (1.0 + 0.75) / 2
+    assert bootstrap.probability_of_improvement(theirs, ours).value == (0.0 + 0.25) / 2
     with pytest.raises(ValueError, match="Tasks differ"):
-        statistics.probability_of_improvement(ours, {"a": ours["a"]})
+        bootstrap.probability_of_improvement(ours, {"a": ours["a"]})
 
 
 def test_resampling_stays_within_tasks() -> None:
     """Tasks differ by far more than runs: resampled means stay near the middle."""
     scores = {"a": np.array([0.0, 1.0]), "b": np.array([100.0, 101.0])}
-    estimate = statistics.interquartile_mean(scores)
+    estimate = bootstrap.interquartile_mean(scores)
     assert estimate.value == 50.5
     assert 50.0 <= estimate.low < estimate.value < estimate.high <= 51.0
 
 
 def test_scores_are_normalized_by_the_worst_and_the_best() -> None:
     scores = {"a": np.array([-200.0, -100.0, 0.0])}
-    normalized = statistics.normalized(scores, worst={"a": -200.0}, best={"a": -100.0})
+    normalized = bootstrap.normalized(scores, worst={"a": -200.0}, best={"a": -100.0})
     np.testing.assert_array_equal(normalized["a"], [0.0, 1.0, 2.0])
-    assert statistics.mean_and_error(scores["a"]) == (-100.0, pytest.approx(100.0 / 3**0.5))
+    assert bootstrap.mean_and_error(scores["a"]) == (-100.0, pytest.approx(100.0 / 3**0.5))
 
 
 def test_experiments_share_their_cells() -> None:

@@ -182,12 +182,31 @@ def test_lambda_is_refused_over_bins_with_the_way_out_and_taken_over_a_ridge() -
     [
         ({"baseline": "rigde"}, r"`baseline`OF: Unknown .*nearest is 'ridge'"),
         ({"baseline": RidgeBaseline}, "`baseline`OF: baseline must be a name or an object"),
-        ({"baseline": "ridge", "lambda_": 1.2}, r"`baseline`OF: lambda_ must lie in \[0, 1\]"),
-        ({"baseline": "ridge", "lambda_": "0.9"}, r"`baseline`OF: lambda_ must lie in \[0, 1\]"),
+        (
+            {"baseline": "ridge", "lambda_": 1.2},
+            r"`baseline`OF: lambda_ must be a number in \[0, 1\]",
+        ),
+        (
+            {"baseline": "ridge", "lambda_": "0.9"},
+            r"`baseline`OF: lambda_ must be a number in \[0, 1\]",
+        ),
         ({"baseline": BinBaseline(0.8), "lambda_": 0.9}, "`baseline`OF: .*don't see the state"),
         ({"baseline_decay": 1.0}, r"`baseline`OF: decay must lie in \[0, 1\)"),
         ({"baseline": RidgeBaseline(), "baseline_decay": 0.5}, "`baseline`OF: .*its own setting"),
         ({"bootstrap_truncated": True}, "`baseline`OF: A truncated episode.*baseline='ridge'"),
+        (
+            {"baseline": "ridge", "baseline_decay": "0.8"},
+            r"`baseline`OF: decay must lie in \[0, 1\)",
+        ),
+        (
+            {"bootstrap_truncated": "no", "baseline": "ridge"},
+            "`bootstrap_truncated`OF must be True",
+        ),
+        ({"leave_one_out": "no"}, "`leave_one_out`OF must be True or False"),
+        (
+            {"bootstrap_truncated": True, "baseline": "ridge", "binning": lambda obs, t: t},
+            "`baseline`OF: .*don't last from group to group.*`f.keys_last = True`",
+        ),
         (
             {"bootstrap_truncated": True, "baseline": "ridge", "gamma": 1.0},
             "`bootstrap_truncated`OF needs `gamma` < 1",

@@ -21,7 +21,8 @@ biases the gradient, and nothing here can notice.
 A baseline that remembers earlier groups (baselines/) needs to know whether equal keys of two
 groups name the same bin. Those of the built-in binnings do. A function of yours, whose keys might
 as well be numbers of clusters found anew in each group, says so: ``laps.keys_last = True``.
-Otherwise its bins are those of one group only.
+Otherwise its bins are those of one group only. One whose keys count the time says that too:
+``f.counts_time = True``. The last bin before a time limit has seen nothing of what would follow.
 
 Axes: T = steps of one trajectory, D = dimensions of one flattened observation.
 """
@@ -47,9 +48,11 @@ class Binning:
 
     Attributes:
         keys_last: Whether equal keys of two groups name the same bin, see the head of this file.
+        counts_time: Whether keys of one state differ with the time.
     """
 
     keys_last: ClassVar[bool] = False
+    counts_time: ClassVar[bool] = False
 
     def __call__(self, observations: Any, timesteps: IntArray) -> IntArray:
         """Returns the keys, [T] or [T, k], of one trajectory: see the head of this file."""
@@ -69,6 +72,7 @@ class TimeBinning(Binning):
     """f(s, t) = t: the paper's choice in all its main experiments, and the default."""
 
     keys_last = True
+    counts_time = True
 
     def __call__(self, observations: Any, timesteps: IntArray) -> IntArray:
         """Returns the timesteps themselves, [T]."""
@@ -202,6 +206,8 @@ class SpatialTimeBinning(SpatialBinning):
     1.0 for groups of 1-4, 0.5 for 16-32 and 0.2 for 128. Arguments and errors: SpatialBinning.
     """
 
+    counts_time = True
+
     def __call__(self, observations: Any, timesteps: IntArray) -> IntArray:
         """Returns round(s / epsilon) and the timestep as integers, [T, D + 1]."""
         return np.column_stack([super().__call__(observations, timesteps), timesteps])
@@ -248,6 +254,21 @@ def resolve_binning(binning: str | BinningFunction) -> BinningFunction:
 def keys_last(binning: BinningFunction) -> bool:
     """Whether equal keys of two groups name the same bin: True only if the binning says so."""
     return bool(getattr(binning, "keys_last", False))
+
+
+def counts_time(binning: BinningFunction) -> bool:
+    """Whether keys of one state differ with the time: True only if the binning says so."""
+    return bool(getattr(binning, "counts_time", False))
+
+
+def name_of(binning: BinningFunction) -> str:
+    """Tells binnings apart, the same in every process: built-in ones with their settings."""
+    kind = type(binning)
+    return (
+        repr(binning)
+        if isinstance(binning, Binning)
+        else getattr(binning, "__qualname__", kind.__qualname__)
+    )
 
 
 def _numeric_rows(observations: Any, binning: Binning) -> NDArray[Any]:

@@ -23,10 +23,14 @@ from ray.rllib.utils.typing import EpisodeType, ModuleID, StateDict
 
 from rllib_gpg.advantages.baselines import Baseline, resolve_baseline
 from rllib_gpg.advantages.baselines.choice import check_uses
-from rllib_gpg.advantages.binning import BinningFunction
+from rllib_gpg.advantages.binning import BinningFunction, resolve_binning
 from rllib_gpg.advantages.estimator import GroupEstimate, estimate_group
 
-_MEMORY = "memory"
+# In a pipeline's `shared_data`: the number of the group. A group whose update was interrupted comes
+# again, under the same number, and is then the first to come after what was remembered before it.
+GROUP_NUMBER = "group_number"
+
+_MEMORY, _BEFORE = "memory", "before"
 
 
 class GroupAdvantageEstimation(ConnectorV2):
@@ -107,8 +111,10 @@ class GroupAdvantageEstimation(ConnectorV2):
         self._module_overrides = {} if module_overrides is None else module_overrides
         for module_id in ("", *self._module_overrides):
             self._settings_of(module_id)  # refuses what doesn't go together
-        # What the baseline of each module has handed back.
+        # What the baseline of each module has handed back; the number of the last group, and what
+        # was remembered before it.
         self._memory: dict[ModuleID, Any] = {}
+        self._before: tuple[int | None, dict[ModuleID, Any]] = (None, {})
 
     @override(ConnectorV2)
     def __call__(
@@ -117,6 +123,7 @@ class GroupAdvantageEstimation(ConnectorV2):
         rl_module: RLModule,
         batch: dict[str, Any],
         episodes: list[EpisodeType],
+        shared_data: dict[str, Any] | None = None,
         metrics: MetricsLogger | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -126,8 +133,12 @@ class GroupAdvantageEstimation(ConnectorV2):
             ValueError: If an episode isn't whole; if a reward or an observation isn't finite; if
                 the binning returns keys it must not. The error names the episode.
         """
+        number = (shared_data or {}).get(GROUP_NUMBER)
+        is_again = number is not None and number == self._before[0]
+        before = self._before[1] if is_again else self._memory
+        memory = dict(before)
         if isinstance(rl_module, MultiRLModule):
-            self._memory = {mid: kept for mid, kept in self._memory.items() if mid in rl_module}
+            memory = {mid: kept for mid, kept in memory.items() if mid in rl_module}
         groups: dict[ModuleID, list[SingleAgentEpisode]] = defaultdict(list)
         for episode in self.single_agent_episode_iterator(episodes, agents_that_stepped_only=False):
             _check_whole(episode)
@@ -140,35 +151,46 @@ class GroupAdvantageEstimation(ConnectorV2):
             estimate = estimate_group(
                 [_observations(episode) for episode in group],
                 rewards,
-                memory=self._memory.get(module_id),
+                memory=memory.get(module_id),
                 final_observations=_final_observations(group) if bootstrap else None,
+                # Agents of one episode share its luck, and perhaps its rewards.
+                episodes=[e.multi_agent_episode_id or e.id_ for e in group],
                 names=[_name(episode) for episode in group],
                 **settings,
             )
             if estimate.memory is not None:
-                self._memory[module_id] = estimate.memory
+                memory[module_id] = estimate.memory
             if columns is None:
                 self._add_items(batch, group, estimate.advantages)
             else:
                 columns[Columns.ADVANTAGES] = _as_column(estimate.advantages, columns)
             if metrics is not None:
                 metrics.log_dict(_group_metrics(rewards, estimate), key=module_id, window=1)
+        # All modules or, if one of them raises, none.
+        self._memory, self._before = memory, (number, before)
         return batch
 
     @override(ConnectorV2)
     def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
         """Returns what the baselines remember of earlier groups, per module."""
-        return {_MEMORY: dict(self._memory)}
+        return {_MEMORY: dict(self._memory), _BEFORE: self._before}
 
     @override(ConnectorV2)
     def set_state(self, state: StateDict) -> None:
         """Restores what `get_state` returned, and forgets modules that aren't in it."""
         self._memory = dict(state[_MEMORY])
+        self._before = state.get(_BEFORE, (None, {}))
 
     @override(ConnectorV2)
     def reset_state(self) -> None:
         """Forgets all earlier groups."""
-        self._memory = {}
+        self._memory, self._before = {}, (None, {})
+
+    def forget(self, module_id: ModuleID) -> None:
+        """Forgets all earlier groups of one module, which another one may follow by that name."""
+        number, before = self._before
+        self._before = (number, _without(before, module_id))
+        self._memory = _without(self._memory, module_id)
 
     def _settings_of(self, module_id: ModuleID) -> tuple[dict[str, Any], bool]:
         """Returns a module's settings for `estimate_group`, and whether to show it final steps."""
@@ -180,7 +202,8 @@ class GroupAdvantageEstimation(ConnectorV2):
             leave_one_out=settings.pop("leave_one_out"),
         )
         bootstrap = settings.pop("bootstrap_truncated")
-        check_uses(baseline, lambda_=settings["lambda_"], bootstrap=bootstrap)
+        binning = resolve_binning(settings["binning"])
+        check_uses(baseline, binning, lambda_=settings["lambda_"], bootstrap=bootstrap)
         normalize = settings.pop("normalize_advantages")
         return {**settings, "baseline": baseline, "normalize": normalize}, bootstrap
 
@@ -199,6 +222,10 @@ class GroupAdvantageEstimation(ConnectorV2):
                 num_items=len(episode),
                 single_agent_episode=episode,
             )
+
+
+def _without(memory: dict[ModuleID, Any], module_id: ModuleID) -> dict[ModuleID, Any]:
+    return {mid: kept for mid, kept in memory.items() if mid != module_id}
 
 
 def _rewards(group: Sequence[SingleAgentEpisode]) -> list[np.ndarray]:

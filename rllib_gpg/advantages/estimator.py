@@ -8,7 +8,7 @@ trajectory n. Array names carry their axes:
     S  steps of the whole group, trajectory after trajectory: the pairs (n, t)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rllib_gpg.advantages.baselines import Baseline, Valuation, resolve_baseline
 from rllib_gpg.advantages.baselines.choice import check_uses
-from rllib_gpg.advantages.binning import BinningFunction, resolve_binning
+from rllib_gpg.advantages.binning import BinningFunction, name_of, resolve_binning
 from rllib_gpg.advantages.grouping import into_bins
 from rllib_gpg.advantages.inputs import (
     FloatArray,
@@ -25,6 +25,7 @@ from rllib_gpg.advantages.inputs import (
     check_finals,
     check_finite,
     check_starts,
+    check_values,
     default_names,
 )
 from rllib_gpg.advantages.returns import lambda_returns, returns_to_go
@@ -80,6 +81,7 @@ def estimate_advantages(
     memory: Any = None,
     final_observations: Sequence[Any] | None = None,
     first_timesteps: Sequence[int] | None = None,
+    episodes: Sequence[Hashable] | None = None,
 ) -> list[FloatArray]:
     """The advantage of every step of a group: ``estimate_group(...).advantages``.
 
@@ -101,6 +103,7 @@ def estimate_advantages(
         memory=memory,
         final_observations=final_observations,
         first_timesteps=first_timesteps,
+        episodes=episodes,
     ).advantages
 
 
@@ -117,6 +120,7 @@ def estimate_group(
     memory: Any = None,
     final_observations: Sequence[Any] | None = None,
     first_timesteps: Sequence[int] | None = None,
+    episodes: Sequence[Hashable] | None = None,
     names: Sequence[str] | None = None,
 ) -> GroupEstimate:
     """Estimates the advantage of every step of a group of trajectories (Algorithm 2).
@@ -155,13 +159,17 @@ def estimate_group(
         baseline: What returns are compared with: a baseline object or a name, see baselines/.
         lambda_: λ of the λ-returns, as in GAE: below 1, part of what happens later is replaced by
             later values. Needs a baseline that sees the state.
-        memory: The `memory` of the group before; None at first. That of another kind of baseline
-            counts as none.
+        memory: The `memory` of the group before; None at first. That of another kind of baseline,
+            or of another binning, counts as none.
         final_observations: N arrays [1, ...]: the observation after the last step of a trajectory
             that was cut, whose return the baseline then completes; None for a trajectory that has
             ended. Needs a baseline that sees the state. Default None: nothing is completed.
         first_timesteps: N integers: how many steps after its episode's reset each trajectory
             begins. Default None: 0, all begin with the reset.
+        episodes: N labels of the episodes that trajectories are of, where several agents of one
+            episode are in the group. Their rewards may depend on one another's actions, so what is
+            left out of a mean is all of an episode, not only the trajectory. Default None: each is
+            of its own.
         names: N words for the trajectories, for errors; "trajectory 3" by default.
 
     Returns:
@@ -170,12 +178,13 @@ def estimate_group(
     Raises:
         ValueError: If the group or a trajectory is empty, lengths disagree, a reward or an
             observation is not finite, gamma or lambda_ is outside [0, 1], keys have the wrong
-            shape, or a setting needs a baseline that sees the state.
+            shape, a setting needs a baseline that sees the state, or a baseline gives values that
+            aren't finite or not one per step, or a memory that it says it hasn't.
         TypeError: If keys are not integers, or the binning cannot take the observations.
     """
     binning = resolve_binning(binning)
     baseline = resolve_baseline(baseline, leave_one_out=leave_one_out)
-    check_uses(baseline, lambda_=lambda_, bootstrap=final_observations is not None)
+    check_uses(baseline, binning, lambda_=lambda_, bootstrap=final_observations is not None)
     names = names or default_names(rewards)
     observations, rewards = as_arrays(observations, rewards, names)
     check_finite(observations, rewards, names)
@@ -183,39 +192,46 @@ def estimate_group(
         check_finals(final_observations, names)
     lengths_N = np.array([len(reward_T) for reward_T in rewards])
     start_N = check_starts(first_timesteps, names)
-    earlier = memory if memory and memory["of"] == type(baseline).__name__ else _NOTHING
+    # What was learned with other bins, or by another kind of baseline, means nothing here.
+    of = (type(baseline).__name__, name_of(binning))
+    earlier = memory if memory and tuple(memory["of"]) == of else _NOTHING
 
     # k[n,t] = f(s[n,t], t)
-    group = into_bins(binning, observations, lengths_N, start_N, names, final_observations)
+    group = into_bins(
+        binning, observations, lengths_N, start_N, names, final_observations, episodes
+    )
     reward_S = np.concatenate(rewards)
     if final_observations is not None:
         # r[n,T-1] += gamma v(s[n,T]), where a time limit cut trajectory n
-        reward_S[np.cumsum(lengths_N) - 1] += gamma * baseline.final_values(
-            group, earlier["baseline"]
-        )
+        final_N = baseline.final_values(group, earlier["baseline"])
+        check_values(final_N, np.ones_like(lengths_N), names, baseline)
+        reward_S[np.cumsum(lengths_N) - 1] += gamma * final_N
     # R[n,t] = sum_{s>=t} gamma^(s-t) * r[n,s]
     ret_S = returns_to_go(reward_S, lengths_N, gamma)
     # v[n,t] = b(k[n,t]), and what else the baseline sees
     valuation = baseline.values(group, ret_S, earlier["baseline"])
     value_S = valuation.values
+    check_values(value_S, lengths_N, names, baseline)
+    if valuation.memory is not None and type(baseline).remembers is Baseline.remembers:
+        raise ValueError(f"{baseline} gives a memory: let its property `remembers` say so.")
     # A[n,t] = R[n,t] - v[n,t]
     adv_S = ret_S - value_S
     if lambda_ < 1.0:
         # A[n,t] = sum_j (gamma lambda)^j (r[n,t+j] + gamma v[n,t+j+1] - v[n,t+j])
         adv_S = lambda_returns(reward_S, value_S, lengths_N, gamma, lambda_) - value_S
 
-    memory = _remembered(earlier, baseline, valuation, adv_S) if baseline.remembers else None
+    memory = _remembered(of, earlier, valuation, adv_S) if baseline.remembers else None
     known_S = np.True_ if valuation.alone is None else ~valuation.alone
-    in_company_S = (group.counts > 1)[group.bins]
-    bins_explain = _explained_variance(ret_S, group.mean_of_others(ret_S), in_company_S)
+    alone_S = group.alone()
+    bins_explain = _explained_variance(ret_S, group.mean_of_others(ret_S), ~alone_S)
     return GroupEstimate(
         advantages=np.split(
-            _normalized(adv_S, len(lengths_N), memory) if normalize else adv_S,
+            _normalized(adv_S, group.num_episodes, memory) if normalize else adv_S,
             np.cumsum(lengths_N)[:-1],
         ),
         memory=memory,
         num_bins=len(group.counts),
-        singleton_fraction=float((group.counts == 1).sum() / len(group.first_visits)),
+        singleton_fraction=float(alone_S[group.first_visits].mean()),
         baseline_explained_variance=(
             bins_explain if baseline.keeps_own else _explained_variance(ret_S, value_S, known_S)
         ),
@@ -224,25 +240,25 @@ def estimate_group(
     )
 
 
-def _normalized(adv_S: FloatArray, num_trajectories: int, memory: Any) -> FloatArray:
+def _normalized(adv_S: FloatArray, num_episodes: int, memory: Any) -> FloatArray:
     """Advantages in units of their standard deviation, or in the unit that is remembered."""
-    if num_trajectories == 1 and memory is not None:
+    if num_episodes == 1 and memory is not None:
         mean_square = memory["square_sum"] / max(memory["num_steps"], 1.0)
         return adv_S / max(np.sqrt(mean_square), _MIN_STD)
     return (adv_S - adv_S.mean()) / max(adv_S.std(), _MIN_STD)
 
 
 def _remembered(
-    earlier: Any, baseline: Baseline, valuation: Valuation, adv_S: FloatArray
+    of: tuple[str, str], earlier: Any, valuation: Valuation, adv_S: FloatArray
 ) -> dict[str, Any]:
     """What the baseline remembers, and the sum of squares that the unit of advantages is from."""
-    alone_S = valuation.alone
-    num_steps = len(adv_S) if alone_S is None else len(adv_S) - np.count_nonzero(alone_S)
+    # Steps that could be compared with nothing say nothing of the unit.
+    known_S = adv_S if valuation.alone is None else adv_S[~valuation.alone]
     return {
-        "of": type(baseline).__name__,
+        "of": of,
         "baseline": valuation.memory,
-        "square_sum": _UNIT_DECAY * earlier["square_sum"] + float(adv_S @ adv_S),
-        "num_steps": _UNIT_DECAY * earlier["num_steps"] + num_steps,
+        "square_sum": _UNIT_DECAY * earlier["square_sum"] + float(known_S @ known_S),
+        "num_steps": _UNIT_DECAY * earlier["num_steps"] + len(known_S),
     }
 
 

@@ -5,7 +5,7 @@ trajectory; K = the integers that make up one key; B = bins; F = first visits, i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_gpg.advantages.binning import BinningFunction, IntArray, keys_last
+from rllib_gpg.advantages.binning import BinningFunction, IntArray, counts_time, keys_last
 from rllib_gpg.advantages.inputs import FloatArray
 
 
@@ -30,8 +30,12 @@ class BinnedGroup:
             earlier group.
         keys: [S, K], the bin key of every step.
         keys_last: Whether equal keys of two groups name the same bin.
+        counts_time: Whether keys of one state differ with the time.
         bins: [S], the bin of every step; bins are numbered from 0, and all of them are visited.
         entries: [S], the position in S of the first step of the same trajectory in the same bin.
+        names: N words for the trajectories, for errors.
+        episodes: [N], the number of the episode that each trajectory is of, where some are of
+            several agents of one episode; None: each is of its own.
     """
 
     observations: Sequence[Any]
@@ -40,8 +44,16 @@ class BinnedGroup:
     starts: IntArray
     keys: IntArray
     keys_last: bool
+    counts_time: bool
     bins: IntArray
     entries: IntArray
+    names: Sequence[str]
+    episodes: IntArray | None = None
+
+    @property
+    def num_episodes(self) -> int:
+        """How many episodes the trajectories are of."""
+        return len(self.lengths) if self.episodes is None else int(self.episodes.max()) + 1
 
     @cached_property
     def timesteps(self) -> IntArray:
@@ -81,10 +93,20 @@ class BinnedGroup:
         sum_B: FloatArray = np.bincount(self.first_visit_bins, entered).astype(np.float64)
         return sum_B
 
+    def alone(self, count_B: FloatArray | float = 0.0) -> NDArray[np.bool_]:
+        """Marks the steps, [S], with no other episode in their bin.
+
+        Args:
+            count_B: [B], how many entries of earlier groups also count.
+        """
+        if self.episodes is None:
+            return np.asarray(count_B + self.counts == 1)[self.bins]
+        return np.asarray(count_B + self.counts)[self.bins] == self._own_counts
+
     def mean_of_others(
         self, x_S: FloatArray, count_B: FloatArray | float = 0.0, sum_B: FloatArray | float = 0.0
     ) -> FloatArray:
-        """The mean of a quantity in the bin of every step, without the step's own trajectory.
+        """The mean of a quantity in the bin of every step, without the step's own episode.
 
         Args:
             x_S: The quantity. It enters at first visits.
@@ -94,7 +116,9 @@ class BinnedGroup:
         Returns:
             [S]. Where nobody else is in the bin, the own entry.
         """
-        # (earlier + sum - own) / (earlier + count - 1), own = x at the trajectory's first visit
+        # (earlier + sum - own) / (earlier + count - own count), own = x at own first visits
+        if self.episodes is not None:
+            return self._mean_of_other_episodes(x_S, count_B, sum_B)
         others_B = np.asarray(count_B + (self.counts - 1))
         alone_B = others_B == 0
         total_B = np.where(alone_B, 2.0, 1.0) * (sum_B + self.sum_in_bins(x_S))  # 2 own - own
@@ -102,6 +126,27 @@ class BinnedGroup:
         mean_S -= x_S if self._no_revisits else x_S[self.entries]
         mean_S /= (others_B + alone_B)[self.bins]
         return mean_S
+
+    def _mean_of_other_episodes(
+        self, x_S: FloatArray, count_B: FloatArray | float, sum_B: FloatArray | float
+    ) -> FloatArray:
+        own_S = np.bincount(self._own_pairs[self.first_visits], x_S[self.first_visits])
+        total_S = np.asarray(sum_B + self.sum_in_bins(x_S))[self.bins] - own_S[self._own_pairs]
+        others_S = np.asarray(count_B + self.counts)[self.bins] - self._own_counts
+        alone_S = others_S == 0
+        return np.where(alone_S, x_S[self.entries], total_S / (others_S + alone_S))
+
+    @cached_property
+    def _own_pairs(self) -> IntArray:
+        """[S], the number of the pair of bin and episode that a step belongs to."""
+        assert self.episodes is not None
+        episode_S = np.repeat(self.episodes, self.lengths)
+        return np.unique(self.bins * (episode_S.max() + 1) + episode_S, return_inverse=True)[1]
+
+    @cached_property
+    def _own_counts(self) -> IntArray:
+        """[S], how many trajectories of the step's own episode visit its bin."""
+        return np.bincount(self._own_pairs[self.first_visits])[self._own_pairs]
 
 
 def into_bins(
@@ -111,6 +156,7 @@ def into_bins(
     start_N: IntArray,
     names: Sequence[str],
     final_observations: Sequence[Any] | None = None,
+    episodes: Sequence[Hashable] | None = None,
 ) -> BinnedGroup:
     """Sorts the steps of a group into bins.
 
@@ -121,6 +167,7 @@ def into_bins(
         start_N: [N], the timestep of each trajectory's first step.
         names: N words for the trajectories, for errors.
         final_observations: See `BinnedGroup`.
+        episodes: N labels, of the episodes that the trajectories are of. None: each of its own.
 
     Raises:
         TypeError, ValueError: As `bin_keys` does.
@@ -137,9 +184,20 @@ def into_bins(
         starts=start_N,
         keys=key_SK,
         keys_last=keys_last(binning),
+        counts_time=counts_time(binning),
         bins=bin_S,
         entries=entry_S,
+        names=names,
+        episodes=_numbered(episodes),
     )
+
+
+def _numbered(labels: Sequence[Hashable] | None) -> IntArray | None:
+    """Numbers for labels, equal where these are; None if all differ."""
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels or ()))}
+    if labels is None or len(numbers) == len(labels):
+        return None
+    return np.array([numbers[label] for label in labels])
 
 
 def bin_keys(

@@ -121,6 +121,29 @@ def check_starts(first_timesteps: Sequence[int] | None, names: Sequence[str]) ->
     return start_N.astype(np.int64)
 
 
+def check_values(
+    values: FloatArray, lengths_N: NDArray[np.int64], names: Sequence[str], baseline: Any
+) -> None:
+    """Refuses values that aren't one finite number per step: training would be over, in silence.
+
+    Args:
+        values: [S], what a baseline gave.
+        lengths_N: [N], for how many steps of each trajectory.
+        names: N words for the trajectories.
+        baseline: Whose they are.
+
+    Raises:
+        ValueError: Names the trajectory.
+    """
+    shape = (int(lengths_N.sum()),)
+    if np.shape(values) != shape:
+        raise ValueError(f"{baseline} must give values of shape {shape}, got {np.shape(values)}.")
+    if not np.isfinite(values).all():
+        s = int(np.argmin(np.isfinite(values)))
+        n = int(np.searchsorted(np.cumsum(lengths_N), s, side="right"))
+        raise ValueError(f"{baseline}, {names[n]}: a value is not finite: {values[s]}.")
+
+
 def leaves(observation: Any) -> Iterator[NDArray[Any]]:
     """Yields the arrays of an observation: itself, or the leaves of a dict, tuple or list."""
     if _is_nested(observation):

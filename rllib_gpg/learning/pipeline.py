@@ -65,6 +65,7 @@ def prepare_group(
     learner_group: LearnerGroup,
     episodes: list[EpisodeType],
     *,
+    shared_data: dict[str, Any],
     policies_to_train: Any,
     generator: np.random.Generator,
 ) -> PreparedGroup:
@@ -73,6 +74,7 @@ def prepare_group(
     Args:
         learner_group: The learners.
         episodes: The whole group.
+        shared_data: What pieces are told beside it.
         policies_to_train: The config's setting.
         generator: The source of the order of the steps, and of the update's seed.
 
@@ -84,6 +86,7 @@ def prepare_group(
         remote_actor_ids=[0],
         healthy_only=False,
         episodes=episodes,
+        shared_data=shared_data,
         policies_to_train=policies_to_train,
         generator=generator,
     )
@@ -94,7 +97,10 @@ def prepare_group(
 
 
 def run_pipeline(
-    learner: Learner, episodes: list[EpisodeType], metrics: MetricsLogger
+    learner: Learner,
+    episodes: list[EpisodeType],
+    metrics: MetricsLogger,
+    shared_data: dict[str, Any] | None = None,
 ) -> dict[ModuleID, ModuleBatch]:
     """Runs a learner's connector pipeline over a whole group."""
     _make_writable(episodes)
@@ -102,7 +108,7 @@ def run_pipeline(
         rl_module=_without_ddp(learner),
         batch={},
         episodes=episodes,
-        shared_data={},
+        shared_data=shared_data or {},
         metrics=metrics,
     )
 
@@ -121,6 +127,7 @@ def _prepare(
     learner: Learner,
     *,
     episodes: list[EpisodeType],
+    shared_data: dict[str, Any],
     policies_to_train: Any,
     generator: np.random.Generator,
 ) -> PreparedGroup:
@@ -128,7 +135,7 @@ def _prepare(
     # Pieces may draw from global generators, whose state is in no checkpoint.
     (source,) = generator.spawn(1)
     with seeded_globally(int(source.integers(MAX_SEED)), learner._device):
-        group = run_pipeline(learner, episodes, metrics)
+        group = run_pipeline(learner, episodes, metrics, shared_data)
     group = select_modules(group, policies_to_train)
     if config.num_learners > 0:
         group = {module_id: _on_cpu(columns) for module_id, columns in group.items()}
@@ -200,6 +207,13 @@ def set_pieces_state(pipeline: ConnectorPipelineV2, state: dict[str, list[Any]])
         of_piece = next(states.get(type(piece).__name__, iter(())), None)
         if of_piece:
             piece.set_state(of_piece)
+
+
+def forget_module(pipeline: ConnectorPipelineV2, module_id: ModuleID) -> None:
+    """Has the pieces that remember something of a module forget it."""
+    for piece in _pieces(pipeline):
+        if hasattr(piece, "forget"):
+            piece.forget(module_id)
 
 
 def _pieces(pipeline: ConnectorPipelineV2) -> Iterator[ConnectorV2]:

@@ -27,7 +27,7 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from ray.rllib.utils.typing import ModuleID, ResultDict, StateDict
 from torch import Tensor
 
-from rllib_gpg.learning.pipeline import get_pieces_state, set_pieces_state
+from rllib_gpg.learning.pipeline import forget_module, get_pieces_state, set_pieces_state
 from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.surrogates import clipped_surrogate, is_clipped
 from rllib_gpg.seeding import seeded_globally
@@ -150,8 +150,9 @@ class GPGTorchLearner(TorchLearner):
 
     @override(Learner)
     def remove_module(self, module_id: ModuleID, **kwargs: Any) -> MultiRLModuleSpec:
-        """Forgets the coefficients of the module as well."""
+        """Forgets the coefficients of the module, and what connector pieces remember of it."""
         spec = super().remove_module(module_id, **kwargs)
+        forget_module(self._learner_connector, module_id)
         self._entropy_coeff_schedulers.pop(module_id, None)
         self._kl_coeffs.pop(module_id, None)
         return spec

@@ -60,15 +60,21 @@ def of_the_estimator(config: AlgorithmConfig, of: str) -> Iterator[str]:
     """Yields what is wrong with how advantages are to be estimated."""
     if not _is_number(config.gamma) or not 0.0 <= config.gamma <= 1.0:
         yield f"`gamma`{of} must be between 0 and 1, got {config.gamma!r}."
+    for name in ("bootstrap_truncated", "leave_one_out", "normalize_advantages"):
+        if not isinstance(getattr(config, name), bool):
+            yield f"`{name}`{of} must be True or False, got {getattr(config, name)!r}."
     try:
-        resolve_binning(config.binning)
+        binning = resolve_binning(config.binning)
     except (ValueError, TypeError) as error:
         yield f"`binning`{of}: {error}"
+        return
     try:
-        if not _is_number(config.lambda_):
-            raise ValueError(f"lambda_ must lie in [0, 1], got {config.lambda_!r}.")
-        baseline = baseline_of(config)
-        check_uses(baseline, lambda_=config.lambda_, bootstrap=config.bootstrap_truncated)
+        check_uses(
+            baseline_of(config),
+            binning,
+            lambda_=config.lambda_,
+            bootstrap=config.bootstrap_truncated,
+        )
     except (ValueError, TypeError) as error:
         yield f"`baseline`{of}: {error}"
     if config.bootstrap_truncated and config.gamma == 1.0:

@@ -11,7 +11,7 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from ray.rllib.utils.typing import ModuleID
 
-from rllib_gpg.advantages.binning import Binning, TimeBinning, keys_last, resolve_binning
+from rllib_gpg.advantages.binning import Binning, TimeBinning, keys_last, name_of, resolve_binning
 from rllib_gpg.validation.numbers import baseline_of
 
 
@@ -38,11 +38,15 @@ def check_spaces(config: AlgorithmConfig, spaces: dict[str, tuple[gym.Space, gym
         # Several agents of one episode are a group.
         alone = config.group_size == 1 and not config.is_multi_agent
         carried = baseline.remembers and keys_last(binning)
-        if alone and not carried and isinstance(binning, TimeBinning):
+        if alone and not carried and (isinstance(binning, TimeBinning) or baseline.remembers):
+            bins = (
+                "time bins" if isinstance(binning, TimeBinning) else f"bins of {name_of(binning)}"
+            )
             warnings.warn(
-                "group_size=1 with time bins: every step is alone in its bin, its advantage is 0, "
+                f"group_size=1 with {bins}: every step is alone in its bin, its advantage is 0, "
                 "and nothing will be learned. Set a larger `group_size`, or a baseline that "
-                "remembers earlier groups (`baseline_decay=0.8`).",
+                "remembers earlier groups (`baseline_decay=0.8`), with bins that last from group "
+                "to group.",
                 stacklevel=2,
             )
         if isinstance(binning, Binning):

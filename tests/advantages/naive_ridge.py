@@ -35,7 +35,8 @@ def naive_ridge(groups, *, gamma, lambda_, binning, num_features, decay, seed=0)
 
         weights = [ridge_weights(gram, product, steps, rho, len(phi)) for rho in STRENGTHS]
         values = [naive_values(group, new, old, w) for w in weights]
-        chosen = int(np.argmin(errors))
+        # Of equally good ones, but for rounding, the first.
+        chosen = int(np.argmax(errors <= errors.min() * (1 + 1e-9)))
         v = np.split(values[chosen], np.cumsum([len(r) for r in rewards])[:-1])
         advantages = [
             # delta = r + gamma v' - v
@@ -60,8 +61,14 @@ def naive_ridge(groups, *, gamma, lambda_, binning, num_features, decay, seed=0)
             old[k] += entries.values()
         decayed = {k: [(decay * c, r, f) for c, r, f in old[k] if decay > 0.0] for k in old}
         old = defaultdict(list, decayed)
-        seen += now
+        seen += list(without_outliers(now, seen)) if seen else now
     return results
+
+
+def without_outliers(now, seen):
+    """Numbers further from the mean than 10 standard deviations count as if they were there."""
+    mean, std = np.mean(seen, axis=0), np.std(seen, axis=0)
+    return np.where(std > 0, np.clip(now, mean - 10.0 * std, mean + 10.0 * std), now)
 
 
 def features_of(seen, num_features, seed):

@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rllib_gpg.advantages import Baseline, BinBaseline, RidgeBaseline, Valuation
 from rllib_gpg.advantages.baselines import resolve_baseline
 from rllib_gpg.advantages.baselines.carried import CarriedBins
+from rllib_gpg.advantages.binning import SpatialBinning, TimeBinning, UniversalBinning
 from rllib_gpg.advantages.estimator import estimate_advantages, estimate_group
 from rllib_gpg.advantages.grouping import find_keys
 
@@ -139,8 +140,36 @@ def test_a_baseline_of_ones_own_that_completes_nothing_says_so():
     class Sees(MeanOfLastGroup):
         sees_state = True
 
-    with pytest.raises(NotImplementedError, match="can't complete the returns of truncated"):
+    with pytest.raises(ValueError, match="no method `final_values`"):
         estimate_group(*SECOND, **GROUP, baseline=Sees(), final_observations=[np.zeros(1)])
+
+
+def test_a_baseline_of_ones_own_that_forgets_to_say_that_it_remembers_is_told():
+    class Forgets(Baseline):
+        def values(self, group, returns, memory):
+            return Valuation(np.zeros_like(returns), memory={"something": 1})
+
+    with pytest.raises(ValueError, match="let its property `remembers` say so"):
+        estimate_group(*SECOND, **GROUP, baseline=Forgets())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_known"),
+    [
+        (SpatialBinning(0.5), SpatialBinning(0.5), True),
+        (SpatialBinning(0.5), SpatialBinning(2.0), False),
+        (TimeBinning(), UniversalBinning(), False),
+    ],
+    ids=str,
+)
+def test_bins_of_another_binning_are_not_taken_for_ones_own(first, second, is_known):
+    observations, rewards = [np.zeros((1, 1))], [np.array([7.0])]
+    options = {"gamma": 1.0, "baseline": BinBaseline(decay=0.5)}
+    memory = estimate_group(observations, rewards, binning=first, **options).memory
+    found = estimate_group(
+        observations, [np.array([9.0])], binning=second, memory=memory, **options
+    )
+    assert found.advantages[0][0] == (9.0 - 7.0 if is_known else 0.0)
 
 
 # -- what may be given -----------------------------------------------------------------------------
@@ -181,5 +210,5 @@ def test_lambda_and_completion_are_refused_without_a_baseline_that_sees_the_stat
 
 
 def test_lambda_outside_the_unit_interval_is_refused():
-    with pytest.raises(ValueError, match=r"lambda_ must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"lambda_ must be a number in \[0, 1\]"):
         estimate_advantages(*FIRST, **GROUP, baseline="ridge", lambda_=1.5)

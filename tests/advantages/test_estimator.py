@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -511,3 +512,59 @@ def test_binnings_without_a_name_are_named_by_their_repr():
 def test_unknown_binning_names_are_refused():
     with pytest.raises(ValueError, match="Unknown binning 'tim'"):
         estimate(binning="tim")
+
+
+# -- several agents of one episode -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("baseline", ["bins", "ridge"])
+@pytest.mark.parametrize("num_episodes", [2, 3])
+def test_the_gradient_of_a_team_is_unbiased(baseline: str, num_episodes: int) -> None:
+    """Two agents, one step, a coin each; both are given the sum. By exact enumeration.
+
+    d/d theta of the expected return of an agent, for P(1) = sigmoid(theta) = 1/2, is the mean of
+    (action - 1/2) * return: 1/4. A team mate's return is one's own: left in, it takes a part of
+    the signal away.
+    """
+    agents = 2 * num_episodes
+    total = 0.0
+    for actions in itertools.product([0, 1], repeat=agents):
+        teams = np.reshape(actions, (num_episodes, 2)).sum(1)
+        advantages = estimate_advantages(
+            [np.zeros((1, 1))] * agents,
+            [[float(team)] for team in teams.repeat(2)],
+            gamma=1.0,
+            binning="time",
+            baseline=baseline,
+            leave_one_out=baseline == "bins",
+            episodes=np.arange(num_episodes).repeat(2).tolist(),
+        )
+        total += np.mean((np.array(actions) - 0.5) * np.concatenate(advantages)) / 2**agents
+    assert total == pytest.approx(0.25)
+
+
+def test_what_a_team_mate_gets_is_left_out_also_where_bins_are_revisited() -> None:
+    rewards = [np.array([1.0, 2.0]), np.array([4.0, 8.0]), np.array([16.0]), np.array([32.0])]
+    observations = [np.zeros((len(r), 1)) for r in rewards]
+    estimate = estimate_group(
+        observations,
+        rewards,
+        gamma=1.0,
+        binning="universal",
+        leave_one_out=True,
+        episodes=["a", "a", "b", "c"],
+    )
+    # Returns at first visits: 3, 12; 16; 32.
+    expected = [[3 - 24, 2 - 24], [12 - 24, 8 - 24], [16 - 47 / 3], [32 - 31 / 3]]
+    for advantages, wanted in zip(estimate.advantages, expected, strict=True):
+        np.testing.assert_allclose(advantages, wanted, rtol=1e-12)
+    alone = estimate_group(
+        observations[:2],
+        rewards[:2],
+        gamma=1.0,
+        binning="universal",
+        leave_one_out=True,
+        episodes=["a", "a"],
+    )
+    assert alone.singleton_fraction == 1.0
+    np.testing.assert_array_equal(np.concatenate(alone.advantages), [0.0, -1.0, 0.0, -4.0])

@@ -19,11 +19,13 @@ SETTINGS = {"gamma": 0.9, "baseline": RIDGE, "lambda_": 0.9, "normalize_advantag
 OF_ESTIMATOR = {"gamma": 0.9, "baseline": RIDGE, "lambda_": 0.9, "binning": "time"}
 
 
-def episode(rng: np.random.Generator, module_id: str | None = None, **ends: bool) -> Any:
+def episode(
+    rng: np.random.Generator, module_id: str | None = None, team: str | None = None, **ends: bool
+) -> Any:
     """5 to 9 steps of two numbers; the reward follows from the first."""
     length = int(rng.integers(5, 10))
     observations = rng.normal(size=(length + 1, 2)).astype(np.float32)
-    of_agent = {"agent_id": "a", "module_id": module_id, "multi_agent_episode_id": "m"}
+    of_agent = {"agent_id": "a", "module_id": module_id, "multi_agent_episode_id": team}
     return SingleAgentEpisode(
         observations=list(observations),
         actions=[0] * length,
@@ -71,7 +73,7 @@ def test_plain_bins_have_no_state() -> None:
     piece = GroupAdvantageEstimation(gamma=0.9)
     first, second = groups(1, 2)
     run(piece, first)
-    assert piece.get_state() == {"memory": {}}
+    assert piece.get_state()["memory"] == {}
     fresh = run(GroupAdvantageEstimation(gamma=0.9), second)
     np.testing.assert_array_equal(run(piece, second), fresh)
 
@@ -170,3 +172,60 @@ def test_what_does_not_go_together_is_refused_also_without_gpgs_config(
 ) -> None:
     with pytest.raises(ValueError, match=match):
         GroupAdvantageEstimation(gamma=0.9, **settings)
+
+
+def test_agents_of_one_episode_are_not_compared_with_each_other() -> None:
+    """Two teams of two: what is compared is team with team."""
+    rng = np.random.default_rng(6)
+    group = [episode(rng, module_id="one", team=team) for team in ("a", "a", "b", "b")]
+    piece = GroupAdvantageEstimation(gamma=1.0, leave_one_out=True, normalize_advantages=False)
+    advantages = np.split(run(piece, group), np.cumsum([len(e) for e in group])[:-1])
+    returns = [e.get_return() for e in group]
+    assert advantages[0][0] == pytest.approx(returns[0] - (returns[2] + returns[3]) / 2, rel=1e-6)
+    assert advantages[3][0] == pytest.approx(returns[3] - (returns[0] + returns[1]) / 2, rel=1e-6)
+
+
+def test_a_group_that_comes_again_replaces_itself() -> None:
+    """Its update was interrupted. In a copy that was saved meanwhile, too."""
+    sequence = groups(7, 4)
+    piece = GroupAdvantageEstimation(**SETTINGS)
+
+    def numbered(of: GroupAdvantageEstimation, number: int) -> np.ndarray:
+        batch = of(
+            rl_module=None,
+            batch={},
+            episodes=sequence[number],
+            shared_data={"group_number": number},
+        )
+        return np.concatenate([np.concatenate(x) for x in batch[Columns.ADVANTAGES].values()])
+
+    expected = [numbered(piece, number) for number in range(4)]
+    piece.reset_state()
+    for number in (0, 0, 1, 2, 2):
+        np.testing.assert_array_equal(numbered(piece, number), expected[number])
+    restored = GroupAdvantageEstimation(**SETTINGS)
+    restored.set_state(pickle.loads(pickle.dumps(piece.get_state())))
+    for number in (2, 3):
+        np.testing.assert_array_equal(numbered(restored, number), expected[number])
+
+
+def test_a_module_that_fails_leaves_the_memory_of_all_as_it_was() -> None:
+    ones, twos = groups(8, 2, module_id="one"), groups(9, 2, size=3, module_id="two")
+    piece = GroupAdvantageEstimation(**SETTINGS)
+    run(piece, [*ones[0], *twos[0]])
+    state = pickle.dumps(piece.get_state())
+    twos[1][0].rewards[2] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        run(piece, [*ones[1], *twos[1]])
+    assert pickle.dumps(piece.get_state()) == state
+
+
+def test_what_is_remembered_of_a_module_can_be_forgotten() -> None:
+    ones, twos = groups(10, 2, module_id="one"), groups(11, 2, size=3, module_id="two")
+    piece = GroupAdvantageEstimation(**SETTINGS)
+    run(piece, [*ones[0], *twos[0]])
+    piece.forget("one")
+    advantages = run(piece, [*ones[1], *twos[1]])
+    length = sum(map(len, ones[1]))
+    np.testing.assert_array_equal(advantages[:length], by_hand([ones[1]])[0])
+    np.testing.assert_array_equal(advantages[length:], by_hand(twos)[1])

@@ -3,7 +3,7 @@
 import pickle
 import tracemalloc
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -441,23 +441,58 @@ def test_only_truncated_trajectories_are_completed_and_by_earlier_groups_alone()
     assert_array_equal(RidgeBaseline().final_values(group, memory["baseline"]), np.zeros(4))
 
 
-def test_a_reward_that_never_ends_is_worth_one_over_one_minus_gamma():
-    """Reward 1 for ever, cut after 5 steps: completed returns approach the infinite sum."""
-    observations, rewards = [np.zeros((5, 1))] * 4, [np.ones(5)] * 4
+@pytest.mark.parametrize("binning", [TimeBinning(), UniversalBinning(), SpatialTimeBinning(1.0)])
+def test_a_reward_that_never_ends_is_worth_one_over_one_minus_gamma(binning):
+    """Reward 1 for ever, cut after 50 steps: completed returns approach the infinite sum soon."""
+    observations, rewards = [np.zeros((50, 1))] * 4, [np.ones(50)] * 4
     final = [np.zeros((1, 1))] * 4
     memory = None
-    for _ in range(60):
+    for _ in range(40):
         memory = estimate_group(
             observations,
             rewards,
-            gamma=0.5,
-            binning="time",
+            gamma=0.98,
+            binning=binning,
             baseline="ridge",
             memory=memory,
             final_observations=final,
         ).memory
     bins = memory["baseline"]["bins"]
-    assert_allclose(bins["sums"][:, 0] / bins["counts"], np.full(5, 2.0), rtol=1e-3)
+    assert_allclose(bins["sums"][:, 0] / bins["counts"], 50.0, rtol=0.05)
+
+
+def test_what_is_at_the_place_of_the_cut_counts_where_bins_know_no_time():
+    """Two places, one worth more than the other; trajectories are cut in either."""
+    observations = [np.full((20, 1), place) for place in (0.0, 1.0, 0.0, 1.0)]
+    rewards = [np.full(20, 1.0 + o[0, 0]) for o in observations]
+    final = [o[:1] for o in observations]
+    options = {"gamma": 0.9, "binning": "state", "baseline": "ridge"}
+    memory = None
+    for _ in range(40):
+        memory = estimate_group(
+            observations, rewards, memory=memory, final_observations=final, **options
+        ).memory
+    bins = memory["baseline"]["bins"]
+    assert_allclose(bins["sums"][:, 0] / bins["counts"], [10.0, 20.0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e5, 1e7])
+def test_one_wild_observation_is_not_all_that_is_seen(size):
+    groups = random_groups(0, 20, lengths=[20] * 8)
+    groups[3][0][0][5] *= size
+    groups[3][0][0][5] += size
+    found = estimates(groups, baseline="ridge", gamma=0.0)
+    assert found[3].baseline_explained_variance < 0.9  # the wild one is not explained itself
+    assert found[8].baseline_explained_variance > 0.8
+
+
+def test_a_large_level_of_returns_rounds_nothing_away():
+    """1e9 more at the end of each trajectory, undiscounted: the same advantages."""
+    plain = random_groups(23, 4, lengths=[10] * 4)
+    raised = [(os, [r + 1e9 * (np.arange(10) == 9) for r in rs]) for os, rs in plain]
+    found = [estimates(groups, gamma=1.0, lambda_=0.9)[-1] for groups in (plain, raised)]
+    assert found[0].metrics == found[1].metrics
+    assert_allclose(flat(found[0]), flat(found[1]), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -479,3 +514,46 @@ def test_final_observations_that_cannot_be_meant_are_refused(final, match):
             baseline="ridge",
             final_observations=final,
         )
+
+
+# -- what a user's own parts give ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda o, t: np.where(t == 3, np.nan, o[:, 0]), r"finite.*at step 3"),
+        (lambda o, t: np.where(t == 2, -np.inf, o[:, 0]), r"finite.*at step 2"),
+        (lambda o, t: o[:2], r"12 rows"),
+        (lambda o, t: None, r"one row per step"),
+        (lambda o, t: 1.0, r"one row per step"),
+        (lambda o, t: o.missing, r"missing"),
+    ],
+)
+def test_bad_features_are_refused_with_the_trajectory(bad, message):
+    ((observations, rewards),) = random_groups(0, 1)
+    calls = []
+
+    def features(observed, timesteps):
+        calls.append(len(timesteps))
+        return bad(observed, timesteps) if len(calls) == 3 else observed
+
+    with pytest.raises((ValueError, AttributeError), match=message) as error:
+        estimates([(observations, rewards)], baseline=RidgeBaseline(features=features))
+    assert "features of trajectory 2" in error.value.__notes__[0]
+
+
+def test_values_that_are_not_finite_are_refused_with_the_trajectory():
+    class Bad(Baseline):
+        values_of: ClassVar[Any] = None
+
+        def values(self, group, returns, memory):
+            return Valuation(type(self).values_of(returns))
+
+    (group,) = random_groups(0, 1)
+    Bad.values_of = lambda returns: np.where(np.arange(len(returns)) == 14, np.nan, returns)
+    with pytest.raises(ValueError, match=r"trajectory 1: a value is not finite: nan"):
+        estimates([group], baseline=Bad())
+    Bad.values_of = lambda returns: returns[:-1]
+    with pytest.raises(ValueError, match=r"shape \(40,\), got \(39,\)"):
+        estimates([group], baseline=Bad())

@@ -334,6 +334,28 @@ def test_the_states_of_pieces_travel_with_checkpoints_only() -> None:
     assert "connector_pieces" not in weights
 
 
+def test_a_module_that_was_removed_is_not_remembered_under_its_id() -> None:
+    """Another one may come under it at once, and would be taken for the first."""
+
+    def remembered(learner: Learner) -> set[str]:
+        (state,) = learner.get_state()["connector_pieces"]["GroupAdvantageEstimation"]
+        return set(state["memory"]) | set(state["before"][1])
+
+    config = small_config(ComingAndGoing, baseline="ridge")
+    config.multi_agent(
+        policies={"all", "late"},
+        policy_mapping_fn=lambda agent, *_, **__: "late" if agent == "c" else "all",
+    )
+    with built(config) as algo:
+        module = RLModuleSpec.from_module(algo.get_module("late"))
+        for _ in range(2):
+            algo.train()
+        assert each_learner(algo, remembered) == [{"all", "late"}]
+        algo.remove_module("late")
+        algo.add_module("late", module)
+        assert each_learner(algo, remembered) == [{"all"}]
+
+
 def test_adding_and_removing_modules_leaves_the_pieces_as_they_are() -> None:
     config = scaled_config(ComingAndGoing)
     config.multi_agent(policies={"all"}, policy_mapping_fn=lambda *args, **kwargs: "all")

@@ -182,6 +182,27 @@ def test_an_interrupted_update_leaves_no_statistics(tmp_path: Path) -> None:
         assert results[0][name] == results[1][name], name
 
 
+def test_a_group_whose_update_was_interrupted_is_not_remembered_twice() -> None:
+    """It comes again; had the baseline learned from it before, it would know its returns."""
+    config = small_config(
+        Identity, learner_class=Interrupted, baseline="ridge", lambda_=0.9, num_epochs=1
+    )
+    ends = []
+    for is_interrupted in (False, True):
+        with built(config) as algo:
+            algo.train()
+            if is_interrupted:
+                Interrupted.in_minibatch = 0
+                with pytest.raises(KeyboardInterrupt):
+                    algo.train()
+            for _ in range(2):
+                results = module_results(algo.train())
+            state = algo.learner_group.get_state()["learner"]["connector_pieces"]
+            ends.append((results["baseline_explained_variance"], results["policy_loss"], state))
+    assert ends[0][:2] == ends[1][:2]
+    assert same(ends[0][2], ends[1][2])
+
+
 def test_the_entropy_coefficient_follows_the_env_steps() -> None:
     config = small_config(Identity, entropy_coeff=[[0, 0.1], [160, 0.02]])
     with built(config) as algo:

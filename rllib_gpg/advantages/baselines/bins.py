@@ -4,6 +4,7 @@ Axes: S = steps of the group, trajectory after trajectory; B = bins.
 """
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,7 @@ class BinBaseline(Baseline):
             # b(k) = mean of R[n,t] over all (n,t) of the group with key k and first[n,t]
             return Valuation((group.sum_in_bins(returns) / group.counts)[group.bins])
         if not self.remembers:
-            alone_S = (group.counts == 1)[group.bins]
-            return Valuation(group.mean_of_others(returns), alone=alone_S)
+            return Valuation(group.mean_of_others(returns), alone=group.alone())
         # The same over the entries of earlier groups too, which count decay, decay^2, ..
         carried = CarriedBins(**memory) if memory and group.keys_last else CarriedBins.none(1)
         earlier = carried.rows_of(group.bin_keys)
@@ -63,7 +63,7 @@ class BinBaseline(Baseline):
         return Valuation(
             values=group.mean_of_others(returns, earlier.counts, earlier.sums[:, 0]),
             memory=vars(carried.and_then(current, self.decay)),
-            alone=(earlier.counts + group.counts == 1.0)[group.bins],
+            alone=group.alone(earlier.counts),
         )
 
 
@@ -71,9 +71,9 @@ def check_decay(decay: float) -> None:
     """Refuses what is no decay.
 
     Raises:
-        ValueError: If it is outside [0, 1).
+        ValueError: If it is no number, or outside [0, 1).
     """
-    if not 0.0 <= decay < 1.0:
+    if not isinstance(decay, Real) or not 0.0 <= decay < 1.0:
         raise ValueError(
             f"decay must lie in [0, 1): the weight of a group relative to the next one, got "
             f"{decay!r}."

@@ -12,8 +12,10 @@ from rllib_gpg.advantages.binning import IntArray
 from rllib_gpg.advantages.grouping import find_keys
 from rllib_gpg.advantages.inputs import FloatArray
 
-# At most so many bins are carried, the most visited ones: grids may hold one bin per step.
+# At most so many bins are carried, the most visited ones: grids may hold one bin per step. Fewer if
+# there is much to carry of each: at most so many numbers in all, 32 MiB.
 MAX_BINS = 2**14
+MAX_NUMBERS = 2**22
 # Entries with less weight than this are forgotten.
 _MIN_COUNT = 1e-3
 
@@ -60,13 +62,19 @@ class CarriedBins:
         key_BK = np.concatenate([group.keys, self.keys[unvisited_B].reshape(-1, num_integers)])
         count_B = np.concatenate([earlier.counts + group.counts, self.counts[unvisited_B]])
         sum_BX = np.concatenate([earlier.sums + group.sums, self.sums[unvisited_B]])
-        kept = most_visited(count_B)
+        kept = most_visited(count_B, sum_BX.shape[1])
         kept = kept[decay * count_B[kept] >= _MIN_COUNT]
         return type(self)(key_BK[kept], decay * count_B[kept], decay * sum_BX[kept])
 
 
-def most_visited(count_B: FloatArray) -> IntArray:
-    """The `MAX_BINS` bins with the largest counts, in their order."""
-    if len(count_B) <= MAX_BINS:
+def most_visited(count_B: FloatArray, num_quantities: int) -> IntArray:
+    """The bins with the largest counts, in their order, as many as are carried.
+
+    Args:
+        count_B: [B], how often bins were visited.
+        num_quantities: X, how many numbers are carried of each.
+    """
+    most = min(MAX_BINS, MAX_NUMBERS // num_quantities)
+    if len(count_B) <= most:
         return np.arange(len(count_B))
-    return np.sort(np.argsort(-count_B, kind="stable")[:MAX_BINS])
+    return np.sort(np.argsort(-count_B, kind="stable")[:most])

@@ -1,16 +1,19 @@
 """What a user may give as a baseline, and what goes together with it."""
 
 import difflib
+from numbers import Real
 from typing import Any
 
 from rllib_gpg.advantages.baselines.base import Baseline
 from rllib_gpg.advantages.baselines.bins import BinBaseline
 from rllib_gpg.advantages.baselines.ridge import RidgeBaseline
+from rllib_gpg.advantages.binning import BinningFunction, keys_last, name_of
 
 _NAMED: dict[str, type[BinBaseline | RidgeBaseline]] = {
     "bins": BinBaseline,
     "ridge": RidgeBaseline,
 }
+_KEYS_LAST = "If equal keys of two groups name the same bin, say so: `f.keys_last = True`."
 _WAY_OUT = "Take one that does: baseline='ridge'."
 
 
@@ -47,36 +50,55 @@ def resolve_baseline(
         )
     if decay is not None:
         raise ValueError(
-            f"The decay of {baseline} is its own setting: set it there, for instance "
-            f"BinBaseline(decay={decay}), instead of beside it."
+            f"The decay of {baseline} is its own setting: set it there instead of beside it, where "
+            f"`baseline_decay={decay}` stands. For one module, `baseline_decay=None` takes that "
+            "away."
         )
     if leave_one_out and baseline.keeps_own:
         raise ValueError(f"{baseline} keeps a trajectory's own return: set leave_one_out there.")
     return baseline
 
 
-def check_uses(baseline: Baseline, *, lambda_: float, bootstrap: bool = False) -> None:
-    """Refuses what is not safe without a baseline that sees the state.
+def check_uses(
+    baseline: Baseline, binning: BinningFunction, *, lambda_: float, bootstrap: bool = False
+) -> None:
+    """Refuses what is not safe without a baseline that sees the state, or can't be done.
 
     Args:
         baseline: The baseline.
+        binning: The binning.
         lambda_: λ of the λ-returns, 1 for plain returns.
         bootstrap: Whether the returns of truncated trajectories are to be completed.
 
     Raises:
         ValueError: Says why, and the way out.
     """
-    if not 0.0 <= lambda_ <= 1.0:
-        raise ValueError(f"lambda_ must lie in [0, 1], got {lambda_!r}.")
-    if baseline.sees_state:
-        return
-    if lambda_ < 1.0:
+    if not isinstance(lambda_, Real) or not 0.0 <= lambda_ <= 1.0:
+        raise ValueError(f"lambda_ must be a number in [0, 1], got {lambda_!r}.")
+    if lambda_ < 1.0 and not baseline.sees_state:
         raise ValueError(
             f"lambda_={lambda_} replaces what happened later by later values, and those of "
             f"{baseline} don't see the state: what an action led to would be lost. {_WAY_OUT}"
         )
-    if bootstrap:
+    if isinstance(baseline, BinBaseline) and baseline.remembers and not keys_last(binning):
+        raise ValueError(
+            f"{baseline} compares with the bins of earlier groups, and those of {name_of(binning)} "
+            f"don't last from group to group. {_KEYS_LAST}"
+        )
+    if not bootstrap:
+        return
+    if not baseline.sees_state:
         raise ValueError(
             f"A truncated episode can't be continued with the values of {baseline}, which don't "
             f"see the state. {_WAY_OUT}"
+        )
+    if type(baseline).final_values is Baseline.final_values:
+        raise ValueError(
+            f"A truncated episode can't be continued with {baseline}: its class has no method "
+            "`final_values`."
+        )
+    if not keys_last(binning):
+        raise ValueError(
+            f"A truncated episode is continued with what earlier groups taught, and the bins of "
+            f"{name_of(binning)} don't last from group to group. {_KEYS_LAST}"
         )

@@ -4,7 +4,7 @@ Axes: S = steps of the group, trajectory after trajectory; T = steps of one traj
 of one step: its flattened observation and the timestep; F = features.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -22,6 +22,9 @@ MAX_NUMBERS = 1024
 # Beyond this, squares would overflow.
 _LARGEST = 1e100
 _CLIP = 5.0
+# Standard deviations from the mean beyond which a number counts as no further: one wild observation
+# among thousands would else be all that is left to see.
+_OUTLIER = 10.0
 
 
 def step_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatArray:
@@ -34,41 +37,53 @@ def step_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatA
 
     Raises:
         ValueError: If an observation, or what `features` makes of it, has too many numbers or
-            something else in it; if `features` doesn't give one row per step.
+            something else in it; if `features` doesn't give one row of finite numbers per step.
     """
     timesteps = np.split(group.timesteps, np.cumsum(group.lengths)[:-1])
-    return _numbers(group.observations, timesteps, features)
+    return _numbers(list(zip(group.names, group.observations, timesteps, strict=True)), features)
 
 
 def final_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatArray:
     """Returns the same, [.., D], of the final observations of the trajectories that have one."""
-    cut = [
-        (final, np.array([end]))
-        for final, end in zip(
-            group.final_observations or (), group.starts + group.lengths, strict=True
-        )
-        if final is not None
-    ]
-    return _numbers([final for final, _ in cut], [t for _, t in cut], features)
+    ends = group.starts + group.lengths
+    finals = zip(group.names, group.final_observations or (), ends, strict=True)
+    return _numbers([(n, o, np.array([t])) for n, o, t in finals if o is not None], features)
 
 
 def _numbers(
-    observations: Iterable[Any], timesteps: Iterable[IntArray], features: FeatureFunction | None
+    trajectories: Sequence[tuple[str, Any, IntArray]], features: FeatureFunction | None
 ) -> FloatArray:
+    """Numbers of (name, observations, timesteps) of each trajectory."""
     rows = [
-        np.column_stack([_flat(observation, t_T, features), t_T])
-        for observation, t_T in zip(observations, timesteps, strict=True)
+        np.column_stack([_of_user(features, name, observations, t_T), t_T])
+        if features is not None
+        else np.column_stack([_flat(observations, t_T), t_T])
+        for name, observations, t_T in trajectories
     ]
     x_SD = np.concatenate(rows)
     return np.clip(x_SD, -_LARGEST, _LARGEST, out=x_SD)
 
 
-def _flat(observations: Any, timesteps: IntArray, features: FeatureFunction | None) -> FloatArray:
-    """Returns [T, D - 1]: the numbers of one trajectory's observations, see `step_numbers`."""
-    given = observations if features is None else features(observations, timesteps)
-    parts: list[NDArray[Any]] = list(leaves(given))
+def _of_user(
+    features: FeatureFunction, name: str, observations: Any, timesteps: IntArray
+) -> FloatArray:
+    """Calls a user's function for one trajectory, and checks what comes back."""
+    try:
+        x_TD = _flat(features(observations, timesteps), timesteps)
+        if not np.isfinite(x_TD).all():
+            t = int(np.argwhere(~np.isfinite(x_TD))[0, 0])
+            raise ValueError(f"features must be finite, got {x_TD[t]} at step {t}.")
+    except Exception as error:
+        error.add_note(f"Raised in the features of {name}.")
+        raise
+    return x_TD
+
+
+def _flat(given: Any, timesteps: IntArray) -> FloatArray:
+    """Returns [T, D - 1]: the numbers of one trajectory, whatever they are in."""
+    parts: list[NDArray[Any]] = [np.asarray(part) for part in leaves(given)]
     for part in parts:
-        if len(part) != len(timesteps):
+        if part.shape[:1] != timesteps.shape:
             raise ValueError(
                 f"features must give one row per step: {len(timesteps)} rows, got an array of "
                 f"shape {part.shape}."
@@ -119,6 +134,13 @@ class Moments:
         mean_D = from_first_SD.mean(axis=0)
         from_first_SD -= mean_D
         return cls(len(x_SD), x_SD[0] + mean_D, np.einsum("sd,sd->d", *[from_first_SD] * 2))
+
+    def and_of(self, x_SD: FloatArray) -> Self:
+        """Returns the moments of these steps and of some more, whose outliers are limited."""
+        limit_D = _OUTLIER * np.sqrt(self.squares / self.count)
+        limited_SD = np.clip(x_SD, self.mean - limit_D, self.mean + limit_D)
+        # A number that has been constant so far has no scale yet.
+        return self.and_those_of(self.of(np.where(limit_D > 0.0, limited_SD, x_SD)))
 
     def and_those_of(self, other: Self) -> Self:
         """Returns the moments of both, by Chan's formula."""

@@ -21,6 +21,7 @@ features; C = candidates for rho.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -69,7 +70,8 @@ class RidgeBaseline(Baseline):
         seed: Of the random features.
 
     Raises:
-        ValueError: If num_features is negative, or decay outside [0, 1).
+        ValueError: If num_features or seed is no integer >= 0, decay outside [0, 1), or features no
+            function.
     """
 
     sees_state: ClassVar[bool] = True
@@ -81,8 +83,15 @@ class RidgeBaseline(Baseline):
 
     def __post_init__(self) -> None:
         """Refuses what can't be meant."""
-        if self.num_features < 0:
-            raise ValueError(f"num_features must be >= 0, got {self.num_features!r}.")
+        for name in ("num_features", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 0:
+                raise ValueError(f"{name} must be an integer >= 0, got {value!r}.")
+        if self.features is not None and not callable(self.features):
+            raise ValueError(
+                "features must be a function f(observations, timesteps) -> numbers [T, ...], got "
+                f"{self.features!r}."
+            )
         check_decay(self.decay)
 
     @property
@@ -106,14 +115,17 @@ class RidgeBaseline(Baseline):
             ValueError: If the observations can't be taken.
         """
         x_SD = step_numbers(group, self.features)
-        moments = Moments.of(x_SD)
         earlier = self._recall(memory, x_SD.shape[1])
+        moments = earlier.moments.and_of(x_SD) if earlier.moments else Moments.of(x_SD)
         phi = Features(earlier.moments or moments, self.num_features, self.seed)
         bins = earlier.bins if group.keys_last else CarriedBins.none(1 + len(phi))
 
+        # Returns relative to their mean: products of large numbers would round small ones away.
+        level_X = np.append(returns.mean(), np.zeros(len(phi)))
+
         def returns_and_phi(steps: IntArray) -> FloatArray:
             both = np.empty((len(steps), 1 + len(phi)))
-            both[:, 0] = returns[steps]
+            both[:, 0] = returns[steps] - level_X[0]
             phi(x_SD[steps], out=both[:, 1:])
             return both
 
@@ -121,9 +133,9 @@ class RidgeBaseline(Baseline):
         weight_FC = earlier.equations.solved()
         beside = _residuals(bins, weight_FC).rows_of(group.bin_keys)
         count_B = beside.counts + group.counts
-        kept_B, alone_S = most_visited(count_B), (count_B == 1.0)[group.bins]
+        kept_B, alone_S = most_visited(count_B, 1 + len(phi)), group.alone(beside.counts)
         predicted_CS, sums = predict_and_sum(group, returns_and_phi, weight_FC, kept_B, alone_S)
-        chosen, error_C = int(earlier.errors.argmin()), np.empty(len(STRENGTHS))
+        chosen, error_C = earlier.chosen, np.empty(len(STRENGTHS))
         for c, predicted_S in enumerate(predicted_CS):
             rest_S = returns - predicted_S
             b_S = group.mean_of_others(rest_S, beside.counts, beside.sums[:, c])
@@ -132,14 +144,15 @@ class RidgeBaseline(Baseline):
                 value_S = predicted_S + b_S
 
         # For the groups that follow: phi~ and R~ of every step, with the means of all entries.
+        entry_B = group.counts[kept_B].astype(np.float64)
         current = CarriedBins(
-            group.bin_keys[kept_B], group.counts[kept_B].astype(float), sums.first
+            group.bin_keys[kept_B], entry_B, sums.first + entry_B[:, None] * level_X
         )
-        mean_BX = (sums.first + bins.rows_of(current.keys).sums) / count_B[kept_B, None]
-        equations = sums.within_bins(mean_BX)
+        mean_BX = (current.sums + bins.rows_of(current.keys).sums) / count_B[kept_B, None]
+        equations = sums.within_bins(mean_BX - level_X)
         now = _Memory(
             kind=earlier.kind,
-            moments=earlier.moments.and_those_of(moments) if earlier.moments else moments,
+            moments=moments,
             bins=bins.and_then(current, self.decay) if group.keys_last else bins,
             equations=earlier.equations.and_then(equations, self.decay),
             errors=self.decay * (earlier.errors + error_C),
@@ -150,23 +163,30 @@ class RidgeBaseline(Baseline):
     def final_values(self, group: BinnedGroup, memory: Any) -> FloatArray:
         """Returns [N], v of the observations after trajectories that were cut, 0 for the others.
 
-        It is w.phi of that observation, with the b of earlier groups in the bin of the last step;
-        0 if no earlier group was there.
+        It is w.phi of that observation, and the b of earlier groups in the bin of the last step. Of
+        bins that count time, the last one has seen nothing of what would follow: there it is the
+        mean over all bins. 0 if no earlier group was there.
         """
         value_N = np.zeros(len(group.lengths))
         finals = group.final_observations or [None] * len(value_N)
         cut_N = np.array([final is not None for final in finals])
-        if not (cut_N.any() and group.keys_last):
+        if not cut_N.any():
             return value_N
         x_ND = final_numbers(group, self.features)
         earlier = self._recall(memory, x_ND.shape[1])
         if earlier.moments is None:
             return value_N
-        weight_F = earlier.equations.solved()[:, [earlier.errors.argmin()]]
-        beside = _residuals(earlier.bins, weight_F).rows_of(group.bin_keys)
-        last_N = group.bins[np.cumsum(group.lengths) - 1]
-        known_N = beside.counts[last_N] > 0.0
-        b_N = beside.sums[last_N, 0] / np.where(known_N, beside.counts[last_N], 1.0)
+        weight_F = earlier.equations.solved()[:, [earlier.chosen]]
+        residuals = _residuals(earlier.bins, weight_F)
+        if group.counts_time:
+            count_N = np.full(len(value_N), residuals.counts.sum())
+            sum_N = np.full(len(value_N), residuals.sums.sum())
+        else:
+            last_N = group.bins[np.cumsum(group.lengths) - 1]
+            of_last = residuals.rows_of(group.bin_keys[last_N])
+            count_N, sum_N = of_last.counts, of_last.sums[:, 0]
+        known_N = count_N > 0.0
+        b_N = sum_N / np.where(known_N, count_N, 1.0)
         phi = Features(earlier.moments, self.num_features, self.seed)
         value_N[cut_N] = (phi(x_ND) @ weight_F)[:, 0] + b_N[cut_N]
         return np.where(known_N, value_N, 0.0)
@@ -188,6 +208,11 @@ class _Memory:
     bins: CarriedBins  # sums of R and of phi
     equations: NormalEquations
     errors: FloatArray  # of every rho in predicting each group with the weights before it
+
+    @property
+    def chosen(self) -> int:
+        """Which rho: of equally good ones, but for rounding, the first, which is infinite."""
+        return int(np.argmax(self.errors <= self.errors.min() * (1.0 + 1e-9)))
 
     @classmethod
     def none(cls, kind: tuple[int, int, int], num_features: int) -> Self:
