@@ -355,6 +355,7 @@ class GPGConfig(AlgorithmConfig):
             pipeline.append(
                 GroupAdvantageEstimation(
                     **{name: getattr(self, name) for name in _ESTIMATOR_SETTINGS},
+                    fragments=self.batch_mode == "truncate_episodes",
                     # The dict itself: `Learner.add_module` adds to it.
                     module_overrides=self.algorithm_config_overrides_per_module,
                 )

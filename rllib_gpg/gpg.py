@@ -46,6 +46,7 @@ from rllib_gpg.policy import PolicyInForce
 from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gather
 from rllib_gpg.sampling.messages import Share, Weights
 from rllib_gpg.sampling.recording import EpisodeRecorder
+from rllib_gpg.sampling.standing import Standing
 from rllib_gpg.seeding import RunSeed
 from rllib_gpg.threads import threads_of_main_process
 from rllib_gpg.validation import check_attributes, check_spaces
@@ -56,6 +57,7 @@ _RUN_SEED = "run_seed"
 _NUM_GROUPS = "num_groups"
 _NUM_EVALUATIONS = "num_evaluations"
 _CONNECTOR_STATES = "connector_states"
+_STANDING = "standing"
 
 
 class GPG(Algorithm):
@@ -95,6 +97,8 @@ class GPG(Algorithm):
         self._run_seed = RunSeed.draw(self.config.seed, trial)
         self._num_groups = 0
         self._num_evaluations = 0
+        # Where rollouts stand after the last group.
+        self._standing: tuple[Standing | None, ...] = ()
         self._policy = PolicyInForce(self)
         # Those at the beginning of the iteration, and those of the last evaluation.
         self._weights_of_step: Weights
@@ -130,11 +134,13 @@ class GPG(Algorithm):
         weights = self._policy.weights
         # Collect a group of trajectories tau_1:N under pi_theta_old, and estimate the advantages
         # (Algorithm 2). Nothing here holds on to the episodes: during the update they are gone.
-        group = self._estimate_advantages(self._sample_group(weights))
+        episodes, standing = self._sample_group(weights)
+        group = self._estimate_advantages(episodes)
+        del episodes
         # Several epochs of minibatches on PPO's clipped loss.
         self._update(group)
         # At once: whatever interrupts what follows, the group has been trained on.
-        self._num_groups += 1
+        self._num_groups, self._standing = self._num_groups + 1, standing
         self._recorder.commit()
         self._sync_weights()
         self._recorder.write()
@@ -152,9 +158,13 @@ class GPG(Algorithm):
         # RLlib would ask a remote env runner, which has the weights of its last share.
         return self._policy.build_module(module_id)
 
-    def _sample_group(self, weights: Weights) -> list[EpisodeType]:
+    def _sample_group(
+        self, weights: Weights
+    ) -> tuple[list[EpisodeType], tuple[Standing | None, ...]]:
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            shares = cut_into_shares(self.config, self._run_seed.value, self._num_groups)
+            shares = cut_into_shares(
+                self.config, self._run_seed.value, self._num_groups, standing=self._standing
+            )
             try:
                 group = self._gather(
                     self.env_runner_group, shares, weights, self.config, ENV_RUNNER_RESULTS
@@ -164,7 +174,7 @@ class GPG(Algorithm):
             if self.config.merge_env_runner_states:
                 self._policy.connectors.merge(weights.connectors, group.connectors)
         self._recorder.take(group.episodes)
-        return group.episodes
+        return group.episodes, group.standing
 
     def _gather(
         self,
@@ -348,6 +358,7 @@ class GPG(Algorithm):
             _NUM_GROUPS: self._num_groups,
             _NUM_EVALUATIONS: self._num_evaluations,
             _CONNECTOR_STATES: self._policy.connectors.get_states(),
+            _STANDING: self._standing,
         }
 
     @override(Algorithm)
@@ -364,6 +375,7 @@ class GPG(Algorithm):
         self._num_groups = state.get(_NUM_GROUPS, self._num_groups)
         self._num_evaluations = state.get(_NUM_EVALUATIONS, self._num_evaluations)
         self._policy.connectors.set_states(state.get(_CONNECTOR_STATES, {}))
+        self._standing = state.get(_STANDING, ())
 
     @override(Algorithm)
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:

@@ -40,10 +40,11 @@ class GroupAdvantageEstimation(ConnectorV2):
     Where agents are mapped to several modules, a module's group is all trajectories of the agents
     mapped to it, with time counted in the agent's own steps.
 
-    It assumes whole episodes, from reset to end, all sampled with the same weights, and refuses
-    fragments. Pieces in front of it may change rewards and observations. Bins see the observations
-    that they leave in the episodes, returns see the rewards that they leave in the episodes or, at
-    the end of the pipeline, in the batch.
+    It assumes episodes that were all sampled with the same weights. By default it refuses pieces of
+    episodes, which other algorithms' env runners return. Pieces of the pipeline in front of it may
+    change rewards and observations. Bins see the observations that they leave in the episodes,
+    returns see the rewards that they leave in the episodes or, at the end of the pipeline, in the
+    batch.
 
     `GPGConfig` puts it at the end of the learner pipeline, where PPO has its advantages too. It
     also works alone, in the pipeline of any algorithm that samples whole episodes and has one
@@ -74,6 +75,7 @@ class GroupAdvantageEstimation(ConnectorV2):
         lambda_: float = 1.0,
         baseline_decay: float | None = None,
         bootstrap_truncated: bool = False,
+        fragments: bool = False,
         module_overrides: Mapping[ModuleID, Mapping[str, Any]] | None = None,
     ):
         """Initializes a GroupAdvantageEstimation instance.
@@ -91,6 +93,8 @@ class GroupAdvantageEstimation(ConnectorV2):
             baseline_decay: The decay of a baseline that is given by name. None: its default.
             bootstrap_truncated: Whether the baseline completes the returns of truncated episodes.
                 Needs one that sees the state.
+            fragments: Whether to take pieces of episodes as well. Time is counted from the reset of
+                the episode; returns stop at a cut, or are completed with `bootstrap_truncated`.
             module_overrides: Per module, other values of the settings above; other settings in it
                 are passed over. Read at each call.
 
@@ -108,6 +112,7 @@ class GroupAdvantageEstimation(ConnectorV2):
             "baseline_decay": baseline_decay,
             "bootstrap_truncated": bootstrap_truncated,
         }
+        self._fragments = fragments
         self._module_overrides = {} if module_overrides is None else module_overrides
         for module_id in ("", *self._module_overrides):
             self._settings_of(module_id)  # refuses what doesn't go together
@@ -141,7 +146,8 @@ class GroupAdvantageEstimation(ConnectorV2):
             memory = {mid: kept for mid, kept in memory.items() if mid in rl_module}
         groups: dict[ModuleID, list[SingleAgentEpisode]] = defaultdict(list)
         for episode in self.single_agent_episode_iterator(episodes, agents_that_stepped_only=False):
-            _check_whole(episode)
+            if not self._fragments:
+                _check_whole(episode)
             groups[episode.module_id or DEFAULT_MODULE_ID].append(episode)
         for module_id, group in groups.items():
             # At the end of the pipeline there is a batch per module; at its beginning, none yet.
@@ -153,6 +159,7 @@ class GroupAdvantageEstimation(ConnectorV2):
                 rewards,
                 memory=memory.get(module_id),
                 final_observations=_final_observations(group) if bootstrap else None,
+                first_timesteps=[episode.t_started for episode in group],
                 # Agents of one episode share its luck, and perhaps its rewards.
                 episodes=[e.multi_agent_episode_id or e.id_ for e in group],
                 names=[_name(episode) for episode in group],

@@ -17,6 +17,7 @@ from rllib_gpg.sampling.rollout.columnar import (
     changed_defaults,
     obstacle_to_columns,
 )
+from rllib_gpg.sampling.rollout.schedule import Schedule
 from rllib_gpg.sampling.rollout.stepwise import StepwiseRollout
 from rllib_gpg.sampling.rollout.vector_env import adapt, limit_episodes
 from rllib_gpg.sampling.seeds import Seeds
@@ -62,13 +63,14 @@ class GroupEnvRunner(ShareSamplingEnvRunner, SingleAgentEnvRunner):
         self._envs = adapt(self.env)
 
     @override(ShareSamplingEnvRunner)
-    def _sample_episodes(
-        self, num_episodes: int, seeds: Seeds | None, parts: RunnerParts, random_actions: bool
-    ) -> list[SingleAgentEpisode]:
+    def _sample_by(
+        self, schedule: Schedule, seeds: Seeds | None, parts: RunnerParts, random_actions: bool
+    ) -> tuple[list[SingleAgentEpisode], dict[int, SingleAgentEpisode]]:
         rollout = self._rollout(parts, random_actions, seeds)
-        episodes = self._run(rollout, self._envs, num_episodes, seeds, parts)
-        self._increase_sampled_metrics(sum(map(len, episodes)), len(episodes))
-        return episodes
+        episodes, cut = self._run(rollout, self._envs, schedule, parts)
+        num_ended = sum(episode.is_done for episode in episodes)
+        self._increase_sampled_metrics(sum(map(len, episodes)), num_ended)
+        return episodes, cut
 
     def _rollout(self, parts: RunnerParts, random_actions: bool, seeds: Seeds | None) -> Rollout:
         if self._in_columns is None:

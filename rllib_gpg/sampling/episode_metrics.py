@@ -37,11 +37,18 @@ _EXTREMES = {
 }
 
 
-def summarize(episode: SingleAgentEpisode | MultiAgentEpisode) -> Summary:
-    """Returns what RLlib's env runners log of a whole episode."""
-    episode_return = float(episode.get_return())
+def summarize(
+    episode: SingleAgentEpisode | MultiAgentEpisode, earlier_return: float = 0.0
+) -> Summary:
+    """Returns what RLlib's env runners log of a whole episode.
+
+    Args:
+        episode: The episode, or its last piece.
+        earlier_return: The sum of the rewards of the pieces before.
+    """
+    episode_return = earlier_return + float(episode.get_return())
     summary: Summary = {
-        (EPISODE_LEN_MEAN,): len(episode),
+        (EPISODE_LEN_MEAN,): episode.t if isinstance(episode, SingleAgentEpisode) else len(episode),
         (EPISODE_RETURN_MEAN,): episode_return,
         (EPISODE_DURATION_SEC_MEAN,): episode.get_duration_s(),
     }

@@ -1,4 +1,4 @@
-"""Gathers a group: exactly N whole episodes over all env runners, whatever happens to them."""
+"""Gathers a group: exactly N whole episodes, or N rollouts, whatever happens to env runners."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rllib_gpg.sampling.connector_states import ConnectorStates
 from rllib_gpg.sampling.episode_metrics import log_episodes
 from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
 from rllib_gpg.sampling.progress import Progress
+from rllib_gpg.sampling.standing import Standing
 
 logger = logging.getLogger("ray.rllib")
 
@@ -41,15 +42,17 @@ class Group:
     """The whole episodes of one group, in the order of the shares, whichever came first.
 
     Attributes:
-        episodes: Exactly `group_size` of them, all sampled with the same weights; none of an
-            evaluation.
+        episodes: Exactly `group_size` of them, all sampled with the same weights, or the pieces of
+            episodes of `group_size` rollouts; none of an evaluation.
         metrics: What to log: what the env runners logged meanwhile, and what becomes known here.
         connectors: What the connectors remembered at the end of each share.
+        standing: Where each rollout stands, for the next group.
     """
 
     episodes: list[EpisodeType]
     metrics: list[ResultDict]
     connectors: list[ConnectorStates]
+    standing: tuple[Standing | None, ...]
 
 
 def cut_into_shares(
@@ -59,6 +62,7 @@ def cut_into_shares(
     num_episodes: int | None = None,
     *,
     num_env_runners: int | None = None,
+    standing: tuple[Standing | None, ...] = (),
 ) -> list[Share]:
     """Cuts a group, or the episodes of an evaluation, into shares, by the config alone.
 
@@ -73,6 +77,7 @@ def cut_into_shares(
         group: The number of the group, or of the evaluation, in the run.
         num_episodes: How many episodes there are, by default `group_size`.
         num_env_runners: How many env runners there are, by default what the config says.
+        standing: Where the rollouts stand, if the group is of those: after the group before.
 
     Returns:
         The shares. Their numbers of episodes add up to `num_episodes`.
@@ -86,6 +91,10 @@ def cut_into_shares(
         size = math.ceil(num_episodes / max(1, num_env_runners))
         if num_env_runners > 1:
             size = min(size, config.num_envs_per_env_runner)
+    of_rollouts = config.batch_mode == "truncate_episodes" and not config.in_evaluation
+    if len(standing) != num_episodes:
+        # There is no group before, or it was of another size.
+        standing = (None,) * num_episodes
     return [
         Share(
             run_seed,
@@ -95,6 +104,9 @@ def cut_into_shares(
             config.in_evaluation,
             # The env runners for training may be asked for an evaluation.
             config.explore if config.in_evaluation else None,
+            num_steps=config.rollout_fragment_length if of_rollouts else 0,
+            first=first,
+            standing=standing[first : first + size] if of_rollouts else (),
         )
         for index, first in enumerate(range(0, num_episodes, size))
     ]
@@ -142,6 +154,7 @@ def gather(
         [episode for result in results for episode in result.episodes],
         [*(result.metrics for result in results), metrics.reduce()],
         [result.connectors for result in results],
+        tuple(standing for result in results for standing in result.standing),
     )
 
 

@@ -13,6 +13,7 @@ from ray.rllib.utils.typing import ModuleID
 from rllib_gpg.sampling.connector_states import ConnectorStates
 from rllib_gpg.sampling.episode_metrics import Summary
 from rllib_gpg.sampling.seeds import Seeds
+from rllib_gpg.sampling.standing import Standing
 from rllib_gpg.seeding import EVALUATION, GROUP
 
 
@@ -30,6 +31,9 @@ class Share:
         num_episodes: How many whole episodes are owed, at least 1.
         in_evaluation: Whether it is part of an evaluation. Only metrics come back then.
         explore: Whether actions are drawn as for training. None: as the env runner's config says.
+        num_steps: How many steps each rollout makes; 0: what is owed are whole episodes.
+        first: The number, in the group, of the first rollout; there are `num_episodes` of them.
+        standing: Where the rollouts stand; None for one that begins with a reset.
     """
 
     run_seed: int
@@ -38,11 +42,19 @@ class Share:
     num_episodes: int
     in_evaluation: bool = False
     explore: bool | None = None
+    num_steps: int = 0
+    first: int = 0
+    standing: tuple[Standing | None, ...] = field(default=(), compare=False, repr=False)
 
     def seeds(self) -> Seeds:
         """Returns the seeds of this share, drawn independently of those of any other share."""
         use = EVALUATION if self.in_evaluation else GROUP
         return Seeds.draw(self.num_episodes, self.run_seed, use, self.group, self.index)
+
+    @property
+    def rollouts(self) -> range:
+        """The numbers of its rollouts in the group; none if it is of whole episodes."""
+        return range(self.first, self.first + len(self.standing))
 
     @property
     def timeout_setting(self) -> str:
@@ -132,6 +144,7 @@ class ShareResult:
         summaries: What to log of each episode.
         metrics: What the env runner and the user's callbacks logged meanwhile.
         connectors: What the connectors remember at the end of the share; nothing in evaluation.
+        standing: Where the rollouts stand at the end of the share.
     """
 
     share: Share
@@ -140,6 +153,7 @@ class ShareResult:
     summaries: list[Summary]
     metrics: dict[str, Any]
     connectors: ConnectorStates
+    standing: list[Standing | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from rllib_gpg.sampling.messages import ModuleChanges, Weights
 from rllib_gpg.sampling.rollout.base import RunnerParts
 from rllib_gpg.sampling.rollout.multi_agent import MultiAgentEnvs, MultiAgentRollout, StepCounts
 from rllib_gpg.sampling.rollout.ordered_episode import OrderedMultiAgentEpisode
+from rllib_gpg.sampling.rollout.schedule import Schedule
 from rllib_gpg.sampling.rollout.time_limit import MultiAgentTimeLimit
 from rllib_gpg.sampling.seeds import Seeds
 from rllib_gpg.sampling.share_runner import ShareSamplingEnvRunner
@@ -82,16 +83,16 @@ class MultiAgentGroupEnvRunner(ShareSamplingEnvRunner, MultiAgentEnvRunner):
         self.config.multi_agent(**changes.multi_agent)
 
     @override(ShareSamplingEnvRunner)
-    def _sample_episodes(
-        self, num_episodes: int, seeds: Seeds | None, parts: RunnerParts, random_actions: bool
-    ) -> list[OrderedMultiAgentEpisode]:
+    def _sample_by(
+        self, schedule: Schedule, seeds: Seeds | None, parts: RunnerParts, random_actions: bool
+    ) -> tuple[list[OrderedMultiAgentEpisode], dict[int, Any]]:
         rollout = MultiAgentRollout(parts, random_actions=random_actions)
         if random_actions and seeds is not None:
             rollout.seed_random_actions(seeds.actions)
         envs = MultiAgentEnvs(self.env.envs)
-        episodes = self._run(rollout, envs, num_episodes, seeds, parts)
+        episodes, cut = self._run(rollout, envs, schedule, parts)
         self._count(episodes, rollout.counts)
-        return episodes
+        return episodes, cut
 
     @override(MultiAgentEnvRunner)
     def _new_episode(self, env_index: int, episodes: list[Any] | None = None) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rllib_gpg.seeding import MAX_SEED, SAMPLE_CALL, generator
+from rllib_gpg.seeding import MAX_SEED, ROLLOUT, SAMPLE_CALL, generator
 
 
 @dataclass(frozen=True)
@@ -31,3 +32,10 @@ class Seeds:
     def for_sample_call(cls, num_episodes: int, run_seed: int, *key: int) -> Seeds:
         """Derives the seeds of one plain `sample(num_episodes=..)` call (PPO)."""
         return cls.draw(num_episodes, run_seed, SAMPLE_CALL, *key)
+
+
+def seeds_of_rollout(run_seed: int, group: int, rollout: int) -> Iterator[int]:
+    """Yields the seeds of the episodes that begin in one rollout of a group."""
+    source = generator(run_seed, ROLLOUT, group, rollout)
+    while True:
+        yield int(source.integers(MAX_SEED))

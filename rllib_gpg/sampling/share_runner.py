@@ -26,9 +26,11 @@ from rllib_gpg.sampling.episode_metrics import summarize
 from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
 from rllib_gpg.sampling.progress import Progress
 from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
-from rllib_gpg.sampling.rollout.loop import Envs, run_episodes
+from rllib_gpg.sampling.rollout.loop import Envs, run
+from rllib_gpg.sampling.rollout.schedule import Schedule, WholeEpisodes
 from rllib_gpg.sampling.seeds import Seeds
 from rllib_gpg.sampling.sending import check_can_be_sent
+from rllib_gpg.sampling.standing import Standing, standing_after, take_up
 from rllib_gpg.seeding import seeded_globally
 
 # In the state of an env runner: how many seeded calls of `sample` there have been.
@@ -52,6 +54,9 @@ class ShareSamplingEnvRunner(EnvRunner):
         self._num_sample_calls = 0
         # Whether the env raised; it is made anew then, in whatever state it is.
         self._is_env_broken = False
+        # The share of rollouts to be sampled next; and, by env, where the last one has come to.
+        self._rollouts: Share | None = None
+        self._stands: dict[int, Standing] = {}
 
     def sample_share(
         self,
@@ -81,6 +86,7 @@ class ShareSamplingEnvRunner(EnvRunner):
                 self._is_env_broken = False
             self.load(weights)
             self._seeds = share.seeds()
+            self._rollouts = share if share.num_steps else None
             self._progress = progress
             with self.connectors.beginning_with(weights.connectors):
                 episodes = self.sample(num_episodes=share.num_episodes, explore=share.explore)
@@ -102,8 +108,16 @@ class ShareSamplingEnvRunner(EnvRunner):
             return ShareFailure(share, weights.version, words, traceback.format_exc())
         # The algorithm logs them, over all shares.
         self._done_episodes_for_metrics.clear()
-        summaries = [summarize(episode) for episode in episodes]
-        return ShareResult(share, weights.version, sent, summaries, self.get_metrics(), connectors)
+        earlier = {s.episode.id_: s.earlier_return for s in share.standing if s is not None}
+        return ShareResult(
+            share,
+            weights.version,
+            sent,
+            [summarize(e, earlier.get(e.id_, 0.0)) for e in episodes if e.is_done],
+            self.get_metrics(),
+            connectors,
+            [self._stands.get(number % self.num_envs) for number in share.rollouts],
+        )
 
     @property
     def connectors(self) -> Connectors:
@@ -177,6 +191,8 @@ class ShareSamplingEnvRunner(EnvRunner):
         self._ongoing_episodes_for_metrics.clear()
         self._ongoing_episodes: list[Any] = [None] * self.num_envs
         seeds = self._next_seeds(num_episodes)
+        share, self._rollouts = self._rollouts, None
+        stands, self._stands = self._stands, {}
         multi = isinstance(self.module, MultiRLModule)
         for module in self.module.values() if multi else [self.module]:
             if isinstance(module, torch.nn.Module):
@@ -184,20 +200,28 @@ class ShareSamplingEnvRunner(EnvRunner):
         parts = self._parts(explore)
         seeded = seeded_globally(seeds.actions, self._device) if seeds else nullcontext()
         with seeded:
-            episodes = self._sample_episodes(num_episodes, seeds, parts, random_actions)
+            if share is None:
+                of_episodes = seeds.episodes if seeds else [None] * num_episodes
+                episodes, _ = self._sample_by(
+                    WholeEpisodes(of_episodes), seeds, parts, random_actions
+                )
+            else:
+                rollouts = take_up(share, self.env.unwrapped.envs, stands, parts.episodes)
+                episodes, cut = self._sample_by(rollouts, seeds, parts, random_actions)
+                self._stands = standing_after(share, rollouts, cut, parts.episodes)
         # None goes on; they would stay alive during the update.
         self._ongoing_episodes = [None] * self.num_envs
-        self._done_episodes_for_metrics.extend(episodes)
+        self._done_episodes_for_metrics.extend(episode for episode in episodes if episode.is_done)
         if episodes:
             # What Ray's dashboard shows.
             self._metrics_num_env_steps_sampled.inc(sum(map(len, episodes)))
         return episodes
 
     @abc.abstractmethod
-    def _sample_episodes(
-        self, num_episodes: int, seeds: Seeds | None, parts: RunnerParts, random_actions: bool
-    ) -> list[EpisodeType]:
-        """Starts `num_episodes` episodes and finishes them all; returns them as they were started.
+    def _sample_by(
+        self, schedule: Schedule, seeds: Seeds | None, parts: RunnerParts, random_actions: bool
+    ) -> tuple[list[EpisodeType], dict[int, Any]]:
+        """Steps the envs as a schedule says; returns what `run` does (see rollout/loop.py).
 
         The global random generators are seeded already, if there are seeds.
         """
@@ -220,22 +244,17 @@ class ShareSamplingEnvRunner(EnvRunner):
         )
 
     def _run(
-        self,
-        rollout: Rollout,
-        envs: Envs,
-        num_episodes: int,
-        seeds: Seeds | None,
-        parts: RunnerParts,
-    ) -> list[EpisodeType]:
+        self, rollout: Rollout, envs: Envs, schedule: Schedule, parts: RunnerParts
+    ) -> tuple[list[EpisodeType], dict[int, Any]]:
         def call_back(which: str, env_indices: Iterable[int]) -> None:
             for index in env_indices:
                 self._make_on_episode_callback(which, index, parts.episodes)
 
         progress, self._progress = self._progress, None
-        return run_episodes(
+        return run(
             rollout,
             envs,
-            seeds.episodes if seeds else [None] * num_episodes,
+            schedule,
             parts=parts,
             new_episode=lambda index: self._new_episode(index, parts.episodes),
             call_back=call_back,

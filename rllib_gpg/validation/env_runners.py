@@ -31,6 +31,8 @@ def _sampling(config: AlgorithmConfig) -> Iterator[str]:
             "into the env. For an id that gymnasium or EnvPool knows: "
             f"`environment(env_config={{'max_episode_steps': {limit}}})`."
         )
+    if config.batch_mode == "truncate_episodes":
+        yield from _rollouts(config)
     if config.use_env_runner_state_server:
         yield (
             "`use_env_runner_state_server=True` is for algorithms that sample while they learn "
@@ -45,6 +47,24 @@ def _sampling(config: AlgorithmConfig) -> Iterator[str]:
             f"{runner_class!r}: others return the episodes that end first, or that a client "
             "sends, and bias the group. A simulator in another process is reached through an env, "
             "see docs/from_ppo.md."
+        )
+
+
+def _rollouts(config: AlgorithmConfig) -> Iterator[str]:
+    if config.is_multi_agent:
+        yield "`batch_mode='truncate_episodes'` is for single agents. Remove the setting."
+    if config.gym_env_vectorize_mode != "sync":
+        yield (
+            "`batch_mode='truncate_episodes'` needs envs that gymnasium steps one by one "
+            "(`gym_env_vectorize_mode='sync'`): whichever env runner goes on with an episode must "
+            "be able to bring an env to where that was cut."
+        )
+    num_envs = max(1, config.num_env_runners) * config.num_envs_per_env_runner
+    if config.group_size > num_envs:
+        yield (
+            f"With `batch_mode='truncate_episodes'` each of the `group_size` = {config.group_size} "
+            f"rollouts has an env of its own, which goes on from group to group, but there are "
+            f"{num_envs}. Raise `num_envs_per_env_runner`."
         )
 
 

@@ -31,18 +31,26 @@ def of_the_group(config: AlgorithmConfig) -> Iterator[str]:
 def of_the_batch(config: AlgorithmConfig) -> Iterator[str]:
     """Yields what doesn't apply, because the batch is a group of whole episodes."""
     default = type(config)()
-    for name in ("_train_batch_size_per_learner", "train_batch_size", "rollout_fragment_length"):
+    for name in ("_train_batch_size_per_learner", "train_batch_size"):
         if getattr(config, name) != getattr(default, name):
             yield (
                 f"`{name.removeprefix('_')}` doesn't apply: GPG learns from whole episodes, so the "
                 "number of steps per update follows from their length. Set `group_size`, the "
                 "number of episodes per update, instead."
             )
-    if config.batch_mode != "complete_episodes":
+    if config.batch_mode == "complete_episodes" and config.rollout_fragment_length != "auto":
         yield (
-            f"`batch_mode={config.batch_mode!r}` doesn't apply: without a critic a cut episode has "
-            "no return. GPG always learns from `group_size` whole episodes; remove the setting."
+            "`rollout_fragment_length` doesn't apply: GPG learns from whole episodes. For rollouts "
+            "of so many steps, which cut episodes, set `batch_mode='truncate_episodes'` as well."
         )
+    if config.batch_mode == "truncate_episodes":
+        if config.rollout_fragment_length == "auto":
+            yield (
+                "`batch_mode='truncate_episodes'` needs `rollout_fragment_length`: how many steps "
+                "each of the `group_size` rollouts makes."
+            )
+        else:
+            yield from _count(config, "rollout_fragment_length")
     if config.minibatch_size is not None and config.num_minibatches is not None:
         yield (
             "Set `minibatch_size` or `num_minibatches`, not both: one follows from the other and "

@@ -58,8 +58,8 @@ class RunnerParts:
 class Rollout(abc.ABC):
     """What happens at one vector step: compute actions, record what came of them.
 
-    Which envs step, and which begin anew, is decided by the loop (`run_episodes`). Envs are named
-    by their indices, in rising order; R is the number of envs that step.
+    Which envs step, and which begin anew, is decided by a schedule (see loop.py). Envs are named by
+    their indices, in rising order; R is the number of envs that step.
     """
 
     # Whether `on_episode_step` is called.
@@ -74,8 +74,23 @@ class Rollout(abc.ABC):
         """Returns one action per stepping env, in the form in which the env takes it."""
 
     @abc.abstractmethod
+    def begin(self, starting: list[int], resets: Any, going_on: list[int]) -> None:
+        """Takes in what there is before the first step.
+
+        Args:
+            starting: The envs in which an episode begins.
+            resets: Their first observations, row by row.
+            going_on: The envs whose episodes go on from an earlier call.
+        """
+
+    @abc.abstractmethod
     def record(
-        self, stepping: np.ndarray, steps: Any, starting: list[int], resets: Any
+        self,
+        stepping: np.ndarray,
+        steps: Any,
+        starting: list[int],
+        resets: Any,
+        last: np.ndarray,
     ) -> np.ndarray:
         """Adds what the envs returned to the episodes.
 
@@ -84,14 +99,24 @@ class Rollout(abc.ABC):
             steps: What came of these actions, row by row.
             starting: The envs in which an episode begins now.
             resets: Their first observations, row by row.
+            last: [R] bool: who makes no further step, episode over or not.
 
         Returns:
             [R] bool: whose episodes are over.
         """
 
+    def cut(self, index: int, observation: Any) -> EpisodeType:
+        """Returns an episode without steps, with which one that is not over can go on later.
+
+        Args:
+            index: The env.
+            observation: What it shows, before any connector has seen it.
+        """
+        raise NotImplementedError
+
     @abc.abstractmethod
     def finish(self, index: int) -> None:
-        """Brings the env's episode, which is done, into the form in which it is handed on."""
+        """Brings the env's episode, which goes no further, into the form that is handed on."""
 
     @abc.abstractmethod
     def observed(self, index: int) -> Iterator[tuple[str, int, Any]]:

@@ -5,6 +5,7 @@ Array names carry their axes: R = the envs that step.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,7 @@ from ray.rllib.connectors.module_to_env import (
     UnBatchToIndividualItems,
 )
 from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
@@ -170,27 +172,60 @@ class ColumnarRollout(Rollout):
         return parts.module.forward_inference({Columns.OBS: rows})
 
     @override(Rollout)
+    def begin(self, starting: list[int], resets: Resets, going_on: list[int]) -> None:
+        """Begins episodes, and takes up those that go on."""
+        if starting:
+            self._begin(starting, resets)
+        if going_on:
+            self._go_on(going_on)
+        self._advance()
+
+    @override(Rollout)
     def record(
-        self, stepping: np.ndarray, steps: Steps | None, starting: list[int], resets: Resets
+        self,
+        stepping: np.ndarray,
+        steps: Steps,
+        starting: list[int],
+        resets: Resets,
+        last: np.ndarray,
     ) -> np.ndarray:
         """Writes down what the envs returned, and puts together the episodes that are over."""
         then = self._t + 1
         done = np.zeros(len(stepping), np.bool_)
-        if steps is not None and len(stepping) > 0:
+        if len(stepping) > 0:
             columns = {**self._outputs_R, Columns.REWARDS: steps.rewards}
             self._columns.add(stepping, columns, self._flatten(steps.observations))
             if steps.infos is not None:
                 for index, info in zip(stepping.tolist(), steps.infos, strict=True):
                     self._infos[index][then] = info
             done = steps.terminateds | steps.truncateds
-            for row in done.nonzero()[0].tolist():
+            for row in (done | last).nonzero()[0].tolist():
                 ends = bool(steps.terminateds[row]), bool(steps.truncateds[row])
                 self._end(int(stepping[row]), *ends)
         if starting:
             self._begin(starting, resets)
-        self._t = then
-        self._columns.advance()
+        self._advance()
         return done
+
+    def _advance(self) -> None:
+        self._t += 1
+        self._columns.advance()
+
+    @override(Rollout)
+    def cut(self, index: int, observation: Any) -> SingleAgentEpisode:
+        """Returns the rest of an episode; nothing looks back here."""
+        episode = self._parts.episodes[index]
+        rest = SingleAgentEpisode(
+            episode.id_,
+            observations=[observation],
+            infos=[episode.get_infos(-1)],
+            observation_space=self._parts.env.single_observation_space,
+            action_space=episode.action_space,
+            t_started=episode.t,
+            len_lookback_buffer=0,
+        )
+        rest.custom_data.update(copy.deepcopy(episode.custom_data))
+        return rest
 
     @override(Rollout)
     def finish(self, index: int) -> None:
@@ -220,6 +255,15 @@ class ColumnarRollout(Rollout):
             # write into it.
             self._infos[index] = {self._t + 1: episode.get_infos(0)}
 
+    def _go_on(self, going_on: list[int]) -> None:
+        """Takes up episodes that have an observation, seen by connectors, but no step as yet."""
+        episodes = [self._parts.episodes[index] for index in going_on]
+        observations = np.stack([episode.get_observations(-1) for episode in episodes])
+        self._columns.begin(going_on, self._flatten(observations))
+        for index, episode in zip(going_on, episodes, strict=True):
+            self._first[index] = self._t + 1
+            self._infos[index] = {self._t + 1: episode.get_infos(-1)}
+
     def _end(self, index: int, terminated: bool, truncated: bool) -> None:
         """Puts the columns of the episode that ended at this step into its object."""
         episode = self._parts.episodes[index]
@@ -240,7 +284,7 @@ class ColumnarRollout(Rollout):
         }
         if self._num_one_hot is not None:
             episode.observation_space = self._parts.env_to_module.observation_space
-        episode.t = end - first
+        episode.t = episode.t_started + end - first
 
 
 def _fill(buffer: InfiniteLookbackBuffer, column: Any) -> None:

@@ -13,6 +13,7 @@ from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER
 from ray.rllib.utils.typing import EpisodeType
 
 from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
+from rllib_gpg.sampling.rollout.nested import row
 from rllib_gpg.sampling.rollout.schedule import Schedule, Seeded
 
 logger = logging.getLogger("ray.rllib")
@@ -43,7 +44,7 @@ def run(
     new_episode: Callable[[int], None],
     call_back: Callable[[str, Iterable[int]], None],
     report: Callable[[int, int], None] | None = None,
-) -> list[EpisodeType]:
+) -> tuple[list[EpisodeType], dict[int, EpisodeType]]:
     """Steps envs until the schedule has nothing left to do.
 
     Args:
@@ -58,9 +59,11 @@ def run(
             env steps have been made. Default None: nobody is told.
 
     Returns:
-        The episodes, in the order in which they were started.
+        The episodes, in the order in which they were started; and per env whose last episode was
+        cut, where that is to go on: an episode without steps.
     """
     episodes = parts.episodes
+    cut: dict[int, EpisodeType] = {}
     started: list[EpisodeType] = [episodes[index] for index in schedule.going_on]
 
     def begin(starting: Seeded) -> Seeded:
@@ -71,7 +74,7 @@ def run(
 
     starting = begin(schedule.first(len(episodes)))
     if not started:
-        return []
+        return [], {}
     with parts.metrics.log_time(ENV_RESET_TIMER):
         resets = envs.reset(starting)
     rollout.begin(list(starting), resets, schedule.going_on)
@@ -85,7 +88,7 @@ def run(
         start_time = time.perf_counter()
         steps, resets = envs.step(stepping, actions, starting)
         step_times.append(time.perf_counter() - start_time)
-        last = schedule.last_steps(stepping)
+        last = schedule.stepped(stepping, actions)
         done = rollout.record(stepping, steps, list(starting), resets, last)
         call_back("on_episode_start", starting)
         if rollout.sees_every_step:
@@ -96,6 +99,9 @@ def run(
         if num_ended or starting or last.any():
             ended = stepping[done].tolist()
             call_back("on_episode_end", ended)
+            for at in np.flatnonzero(last & ~done).tolist():
+                index = int(stepping[at])
+                cut[index] = rollout.cut(index, row(steps.observations, at))
             for index in stepping[done | last].tolist():
                 rollout.finish(index)
             # In order, whoever began when: all envs together are then one block of memory.
@@ -105,7 +111,7 @@ def run(
     if step_times:
         # Once per call: a metrics logger takes longer than a small simulator.
         parts.metrics.log_value(ENV_STEP_TIMER, sum(step_times) / len(step_times))
-    return started
+    return started, cut
 
 
 def _act(rollout: Rollout, stepping: np.ndarray) -> Any:

@@ -14,8 +14,8 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_gpg.sampling.rollout.base import PipelineRollout, Rollout, RunnerParts
-from rllib_gpg.sampling.rollout.loop import Seeded
 from rllib_gpg.sampling.rollout.ordered_episode import OrderedMultiAgentEpisode
+from rllib_gpg.sampling.rollout.schedule import Seeded
 
 
 class MultiAgentEnvs:
@@ -68,15 +68,25 @@ class MultiAgentRollout(PipelineRollout):
         return for_env
 
     @override(Rollout)
+    def begin(self, starting: list[int], resets: Any, going_on: list[int]) -> None:
+        """Begins episodes; none goes on."""
+        for episode, (observations, infos) in zip(self._episodes(starting), resets, strict=True):
+            episode.add_env_reset(observations=deepcopy(observations), infos=infos)
+
+    @override(Rollout)
     def record(
-        self, stepping: np.ndarray, steps: Any, starting: list[int], resets: Any
+        self,
+        stepping: np.ndarray,
+        steps: Any,
+        starting: list[int],
+        resets: Any,
+        last: np.ndarray,
     ) -> np.ndarray:
         """Adds what the envs returned to their episodes."""
-        stepped, started = self._episodes(stepping), self._episodes(starting)
+        stepped = self._episodes(stepping)
         for row, episode in enumerate(stepped):
             self._add_step(row, episode, *steps[row])
-        for episode, (observations, infos) in zip(started, resets, strict=True):
-            episode.add_env_reset(observations=deepcopy(observations), infos=infos)
+        self.begin(starting, resets, [])
         return np.array([episode.is_done for episode in stepped], np.bool_)
 
     @override(Rollout)

@@ -19,3 +19,10 @@ def map_leaves(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     if isinstance(first, np.ndarray | torch.Tensor):
         return function(first, *others)
     return tree.map_structure(function, first, *others)
+
+
+def row(batch: Any, index: int) -> Any:
+    """Returns one item of a list, or a copy of one row of a batch: vector envs reuse theirs."""
+    if isinstance(batch, list):
+        return batch[index]
+    return map_leaves(lambda array: np.array(array[index]), batch)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+
+from rllib_gpg.sampling.rollout.nested import row
 
 Seeded = dict[int, int | None]
 """Env index -> the seed of the episode that begins there, or None for a random one."""
@@ -22,8 +24,12 @@ class Schedule(Protocol):
         """Returns the envs in which an episode begins before the first step."""
         ...
 
-    def last_steps(self, stepping: np.ndarray) -> np.ndarray:
-        """Is told who steps; returns for whom it is the last step, episode over or not, as bool."""
+    def stepped(self, stepping: np.ndarray, actions: Any) -> np.ndarray:
+        """Is told who has stepped, and with which actions.
+
+        Returns:
+            [R] bool: who goes no further, episode over or not.
+        """
         ...
 
     def next(self, ended: Sequence[int]) -> Seeded:
@@ -43,7 +49,7 @@ class WholeEpisodes:
         """Begins one in each env."""
         return self.next(range(num_envs))
 
-    def last_steps(self, stepping: np.ndarray) -> np.ndarray:
+    def stepped(self, stepping: np.ndarray, actions: Any) -> np.ndarray:
         """Cuts nothing."""
         return np.zeros(len(stepping), np.bool_)
 
@@ -55,9 +61,7 @@ class WholeEpisodes:
 class Rollouts:
     """Steps each env equally often; begins an episode wherever one has ended, and cuts the last."""
 
-    def __init__(
-        self, seeds: dict[int, Iterator[int | None]], num_steps: int, going_on: Iterable[int]
-    ):
+    def __init__(self, seeds: Mapping[int, Iterator[int]], num_steps: int, going_on: Iterable[int]):
         """Takes what there is to do.
 
         Args:
@@ -69,16 +73,40 @@ class Rollouts:
         self._seeds = seeds
         self._left = np.zeros(max(seeds) + 1, np.int64)
         self._left[list(seeds)] = num_steps
+        # Vector step by vector step: who stepped, and the actions.
+        self._log: list[tuple[np.ndarray, Any]] = []
+        # Per env in which an episode has begun here: the seed of the last, and when that was.
+        self._begun: dict[int, tuple[int | None, int]] = {}
 
     def first(self, num_envs: int) -> Seeded:
         """Begins one in each env in which none goes on."""
         return self.next([index for index in sorted(self._seeds) if index not in self.going_on])
 
-    def last_steps(self, stepping: np.ndarray) -> np.ndarray:
+    def stepped(self, stepping: np.ndarray, actions: Any) -> np.ndarray:
         """Counts down."""
+        self._log.append((stepping, actions))
         self._left[stepping] -= 1
         return self._left[stepping] == 0
 
     def next(self, ended: Sequence[int]) -> Seeded:
         """Begins one in each env that has steps left."""
-        return {index: next(self._seeds[index]) for index in ended if self._left[index] > 0}
+        starting: Seeded = {
+            index: next(self._seeds[index]) for index in ended if self._left[index] > 0
+        }
+        for index, seed in starting.items():
+            self._begun[index] = (seed, len(self._log))
+        return starting
+
+    def has_begun(self, index: int) -> bool:
+        """Whether the env's last episode has begun here, and doesn't go on from before."""
+        return index in self._begun
+
+    def actions_of(self, index: int) -> tuple[int | None, list[Any]]:
+        """Returns the seed of the env's last episode, and its actions here, one per step."""
+        seed, begun = self._begun.get(index, (None, 0))
+        actions = []
+        for stepping, of_all in self._log[begun:]:
+            at = int(np.searchsorted(stepping, index))
+            if at < len(stepping) and stepping[at] == index:
+                actions.append(row(of_all, at))
+        return seed, actions

@@ -45,25 +45,40 @@ class StepwiseRollout(PipelineRollout):
         return for_env
 
     @override(Rollout)
+    def begin(self, starting: list[int], resets: Resets, going_on: list[int]) -> None:
+        """Begins episodes, and computes the module's first input."""
+        self._add_resets(starting, resets)
+        self._to_module = self._env_to_module(self._episodes(sorted([*starting, *going_on])))
+
+    @override(Rollout)
     def record(
-        self, stepping: np.ndarray, steps: Steps | None, starting: list[int], resets: Resets
+        self,
+        stepping: np.ndarray,
+        steps: Steps,
+        starting: list[int],
+        resets: Resets,
+        last: np.ndarray,
     ) -> np.ndarray:
         """Adds what the envs returned to the episodes, and keeps the module's next input."""
-        stepped, started = self._episodes(stepping), self._episodes(starting)
-        if steps is not None:
-            self._add_steps(stepped, steps)
-        for row, (episode, observation) in enumerate(_rows(started, resets.observations)):
-            episode.add_env_reset(
-                observation=observation, infos=resets.infos[row] if resets.infos else {}
-            )
-
+        stepped = self._episodes(stepping)
+        self._add_steps(stepped, steps)
+        self._add_resets(starting, resets)
+        done = np.array([episode.is_done for episode in stepped], np.bool_)
         # Connectors may write into the episode: final observations must pass them as well.
-        self._env_to_module([episode for episode in stepped if episode.is_done])
-        running = self._episodes(sorted([*stepping, *starting]))
+        self._env_to_module(self._episodes(stepping[done | last]))
         self._to_module = self._env_to_module(
-            [episode for episode in running if not episode.is_done]
+            self._episodes(sorted([*stepping[~(done | last)], *starting]))
         )
-        return np.array([episode.is_done for episode in stepped], np.bool_)
+        return done
+
+    @override(Rollout)
+    def cut(self, index: int, observation: Any) -> SingleAgentEpisode:
+        """Returns the rest of an episode, with as many steps to look back at as RLlib has."""
+        episode = self._parts.episodes[index]
+        rest = episode.cut(len_lookback_buffer=self._parts.config.episode_lookback_horizon)
+        # Connectors have seen the last one, may have changed it, and will see it again.
+        rest.observations.data[-1] = observation
+        return rest
 
     @override(Rollout)
     def finish(self, index: int) -> None:
@@ -80,6 +95,13 @@ class StepwiseRollout(PipelineRollout):
     def seed_random_actions(self, seed: int) -> None:
         """Seeds the action space."""
         self._parts.env.single_action_space.seed(seed)
+
+    def _add_resets(self, starting: list[int], resets: Resets) -> None:
+        rows = _rows(self._episodes(starting), resets.observations)
+        for row, (episode, observation) in enumerate(rows):
+            episode.add_env_reset(
+                observation=observation, infos=resets.infos[row] if resets.infos else {}
+            )
 
     def _add_steps(self, stepped: list[SingleAgentEpisode], steps: Steps) -> None:
         for row, (episode, observation) in enumerate(_rows(stepped, steps.observations)):

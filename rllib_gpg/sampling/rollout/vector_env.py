@@ -22,8 +22,8 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from gymnasium.wrappers.vector import DictInfoToList
 from ray.rllib.utils.spaces.space_utils import batch, unbatch
 
-from rllib_gpg.sampling.rollout.loop import Seeded
 from rllib_gpg.sampling.rollout.nested import map_leaves
+from rllib_gpg.sampling.rollout.schedule import Seeded
 
 
 @dataclass(frozen=True)
