@@ -251,8 +251,11 @@ class GPGConfig(AlgorithmConfig):
                 episodes on any number of env runners. Default None: as many as an env runner has
                 envs, or fewer if that is needed to give every env runner work; with a single env
                 runner, the whole group.
-            **kwargs: The settings of `AlgorithmConfig.env_runners`. The default that differs:
-                `sample_timeout_s` 600. An env runner that takes longer for one share is killed and
+            **kwargs: The settings of `AlgorithmConfig.env_runners`. Two defaults differ.
+                `batch_mode` is "complete_episodes"; with "truncate_episodes" a group is
+                `group_size` rollouts of `rollout_fragment_length` steps each, and every rollout
+                goes on in its own env from group to group: see docs/in_rllib.md.
+                `sample_timeout_s` is 600. An env runner that takes longer for one share is killed and
                 its share sent to another; None: never. What connectors remember is merged by
                 shares, also without remote env runners; with `merge_env_runner_states=False` what
                 a group adds to it is dropped, and `broadcast_env_runner_states` means nothing.

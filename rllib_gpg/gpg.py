@@ -97,8 +97,9 @@ class GPG(Algorithm):
         self._run_seed = RunSeed.draw(self.config.seed, trial)
         self._num_groups = 0
         self._num_evaluations = 0
-        # Where rollouts stand after the last group.
+        # Where rollouts stand after the last group, and after the one that is being trained on.
         self._standing: tuple[Standing | None, ...] = ()
+        self._next_standing: tuple[Standing | None, ...] = ()
         self._policy = PolicyInForce(self)
         # Those at the beginning of the iteration, and those of the last evaluation.
         self._weights_of_step: Weights
@@ -134,13 +135,12 @@ class GPG(Algorithm):
         weights = self._policy.weights
         # Collect a group of trajectories tau_1:N under pi_theta_old, and estimate the advantages
         # (Algorithm 2). Nothing here holds on to the episodes: during the update they are gone.
-        episodes, standing = self._sample_group(weights)
-        group = self._estimate_advantages(episodes)
-        del episodes
+        group = self._estimate_advantages(self._sample_group(weights))
         # Several epochs of minibatches on PPO's clipped loss.
         self._update(group)
         # At once: whatever interrupts what follows, the group has been trained on.
-        self._num_groups, self._standing = self._num_groups + 1, standing
+        self._num_groups += 1
+        self._standing = self._next_standing
         self._recorder.commit()
         self._sync_weights()
         self._recorder.write()
@@ -158,9 +158,7 @@ class GPG(Algorithm):
         # RLlib would ask a remote env runner, which has the weights of its last share.
         return self._policy.build_module(module_id)
 
-    def _sample_group(
-        self, weights: Weights
-    ) -> tuple[list[EpisodeType], tuple[Standing | None, ...]]:
+    def _sample_group(self, weights: Weights) -> list[EpisodeType]:
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             shares = cut_into_shares(
                 self.config, self._run_seed.value, self._num_groups, standing=self._standing
@@ -174,7 +172,8 @@ class GPG(Algorithm):
             if self.config.merge_env_runner_states:
                 self._policy.connectors.merge(weights.connectors, group.connectors)
         self._recorder.take(group.episodes)
-        return group.episodes, group.standing
+        self._next_standing = group.standing
+        return group.episodes
 
     def _gather(
         self,

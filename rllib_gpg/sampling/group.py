@@ -39,7 +39,7 @@ class SamplingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Group:
-    """The whole episodes of one group, in the order of the shares, whichever came first.
+    """The episodes of one group, in the order of the shares, whichever came first.
 
     Attributes:
         episodes: Exactly `group_size` of them, all sampled with the same weights, or the pieces of

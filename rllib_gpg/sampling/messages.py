@@ -19,7 +19,7 @@ from rllib_gpg.seeding import EVALUATION, GROUP
 
 @dataclass(frozen=True)
 class Share:
-    """A few whole episodes of a group or an evaluation: a function of `Weights` and its seed.
+    """A few whole episodes, or rollouts, of a group: a function of `Weights` and its seed.
 
     A share that was lost with its env runner is sent again as it is and gives the same episodes,
     so that no fault can favour short ones.
@@ -28,7 +28,7 @@ class Share:
         run_seed: The seed of the whole run.
         group: The number of the group (or of the evaluation) in the run, counted from 0.
         index: The number of the share in the group, counted from 0.
-        num_episodes: How many whole episodes are owed, at least 1.
+        num_episodes: How many whole episodes, or rollouts, are owed; at least 1.
         in_evaluation: Whether it is part of an evaluation. Only metrics come back then.
         explore: Whether actions are drawn as for training. None: as the env runner's config says.
         num_steps: How many steps each rollout makes; 0: what is owed are whole episodes.

@@ -83,6 +83,7 @@ class ShareSamplingEnvRunner(EnvRunner):
         try:
             if self._is_env_broken:
                 self.make_env()
+                self._stands.clear()
                 self._is_env_broken = False
             self.load(weights)
             self._seeds = share.seeds()
@@ -116,8 +117,12 @@ class ShareSamplingEnvRunner(EnvRunner):
             [summarize(e, earlier.get(e.id_, 0.0)) for e in episodes if e.is_done],
             self.get_metrics(),
             connectors,
-            [self._stands.get(number % self.num_envs) for number in share.rollouts],
+            [self._stands.get(index) for index in self._envs_of(share)],
         )
+
+    def _envs_of(self, share: Share) -> list[int]:
+        """The envs of a share's rollouts, the same for each of these on every env runner."""
+        return [number % self.num_envs for number in share.rollouts]
 
     @property
     def connectors(self) -> Connectors:
@@ -180,6 +185,7 @@ class ShareSamplingEnvRunner(EnvRunner):
         force_reset: bool = False,
     ) -> list[EpisodeType]:
         if num_episodes is None:
+            self._stands.clear()
             return super()._sample(
                 num_timesteps=num_timesteps,
                 explore=explore,
@@ -192,7 +198,9 @@ class ShareSamplingEnvRunner(EnvRunner):
         self._ongoing_episodes: list[Any] = [None] * self.num_envs
         seeds = self._next_seeds(num_episodes)
         share, self._rollouts = self._rollouts, None
-        stands, self._stands = self._stands, {}
+        # What moves now is nowhere known until the end.
+        moving = self._stands.keys() if share is None else self._envs_of(share)
+        stands = {index: self._stands.pop(index) for index in [*moving] if index in self._stands}
         multi = isinstance(self.module, MultiRLModule)
         for module in self.module.values() if multi else [self.module]:
             if isinstance(module, torch.nn.Module):
@@ -208,7 +216,7 @@ class ShareSamplingEnvRunner(EnvRunner):
             else:
                 rollouts = take_up(share, self.env.unwrapped.envs, stands, parts.episodes)
                 episodes, cut = self._sample_by(rollouts, seeds, parts, random_actions)
-                self._stands = standing_after(share, rollouts, cut, parts.episodes)
+                self._stands |= standing_after(share, rollouts, cut, parts.episodes)
         # None goes on; they would stay alive during the update.
         self._ongoing_episodes = [None] * self.num_envs
         self._done_episodes_for_metrics.extend(episode for episode in episodes if episode.is_done)

@@ -29,7 +29,7 @@ def of_the_group(config: AlgorithmConfig) -> Iterator[str]:
 
 
 def of_the_batch(config: AlgorithmConfig) -> Iterator[str]:
-    """Yields what doesn't apply, because the batch is a group of whole episodes."""
+    """Yields what doesn't apply, because the batch is a group of episodes or rollouts."""
     default = type(config)()
     for name in ("_train_batch_size_per_learner", "train_batch_size"):
         if getattr(config, name) != getattr(default, name):
@@ -40,14 +40,15 @@ def of_the_batch(config: AlgorithmConfig) -> Iterator[str]:
             )
     if config.batch_mode == "complete_episodes" and config.rollout_fragment_length != "auto":
         yield (
-            "`rollout_fragment_length` doesn't apply: GPG learns from whole episodes. For rollouts "
-            "of so many steps, which cut episodes, set `batch_mode='truncate_episodes'` as well."
+            "`rollout_fragment_length` doesn't apply: GPG learns from `group_size` whole episodes. "
+            "For as many rollouts of so many steps, which cut episodes, set "
+            "`batch_mode='truncate_episodes'` as well."
         )
     if config.batch_mode == "truncate_episodes":
         if config.rollout_fragment_length == "auto":
             yield (
                 "`batch_mode='truncate_episodes'` needs `rollout_fragment_length`: how many steps "
-                "each of the `group_size` rollouts makes."
+                "each of the `group_size` rollouts makes. Remove it to learn from whole episodes."
             )
         else:
             yield from _count(config, "rollout_fragment_length")

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from rllib_gpg.advantages import RidgeBaseline
 from rllib_gpg.advantages.binning import (
     SpatialBinning,
     SpatialTimeBinning,
@@ -568,3 +569,56 @@ def test_what_a_team_mate_gets_is_left_out_also_where_bins_are_revisited() -> No
     )
     assert alone.singleton_fraction == 1.0
     np.testing.assert_array_equal(np.concatenate(alone.advantages), [0.0, -1.0, 0.0, -4.0])
+
+
+# -- trajectories that go on from an earlier group -------------------------------------------------
+
+
+def test_time_is_counted_from_the_reset() -> None:
+    """One from the start, one from step 1 on: they meet at steps 1 and 2."""
+    rewards = [np.array([1.0, 2.0, 4.0]), np.array([8.0, 16.0, 32.0])]  # R = 7 6 4; 56 48 32
+    observations = [np.zeros((3, 1))] * 2
+    estimate = estimate_group(
+        observations, rewards, gamma=1.0, binning="time", first_timesteps=[0, 1]
+    )
+    assert_array_equal(estimate.advantages[0], [0.0, 6 - 31, 4 - 26])
+    assert_array_equal(estimate.advantages[1], [56 - 31, 48 - 26, 0.0])
+    assert estimate.num_bins == 4
+
+
+def test_a_binning_and_features_of_ones_own_are_told_the_time_since_the_reset() -> None:
+    seen: dict[str, list[list[int]]] = {"binning": [], "features": []}
+
+    def binning(observations: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
+        seen["binning"].append(timesteps.tolist())
+        return timesteps
+
+    def features(observations: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
+        seen["features"].append(timesteps.tolist())
+        return observations
+
+    binning.keys_last = True  # type: ignore[attr-defined]
+    estimate_group(
+        [np.zeros((2, 1))] * 2,
+        [np.ones(2)] * 2,
+        gamma=0.9,
+        binning=binning,
+        baseline=RidgeBaseline(features=features),
+        first_timesteps=[0, 5],
+        final_observations=[None, np.zeros((1, 1))],
+    )
+    assert seen["binning"] == [[0, 1], [5, 6]]
+    # The last one is that of the observation after the cut.
+    assert seen["features"] == [[7], [0, 1], [5, 6]]
+
+
+@pytest.mark.parametrize("first_timesteps", [[0], [0, -1], [0, 0.5], [0, 1, 2]])
+def test_first_timesteps_that_cannot_be_meant_are_refused(first_timesteps: list[float]) -> None:
+    with pytest.raises(ValueError, match="one integer >= 0 per trajectory"):
+        estimate_group(
+            [np.zeros((1, 1))] * 2,
+            [np.ones(1)] * 2,
+            gamma=1.0,
+            binning="time",
+            first_timesteps=first_timesteps,
+        )

@@ -1,0 +1,255 @@
+"""Rollouts of a fixed number of steps: whole and cut trajectories, as exact as whole episodes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
+
+from rllib_gpg import GPG, GPGConfig
+from tests.envs import Identity, ShortOrLong, Slow, Unreliable
+from tests.helpers import (
+    SMALL_NET,
+    built,
+    fingerprint,
+    guarded,
+    logged_warnings,
+    module_results,
+    same,
+    sample_group,
+    small_config,
+    snapshot,
+)
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+LSTM = {**SMALL_NET, "use_lstm": True, "lstm_cell_size": 4, "max_seq_len": 5}
+
+
+def rollouts(env: Any = ShortOrLong, num_steps: int = 12, **env_runners: Any) -> GPGConfig:
+    """Four rollouts; most cut an episode, and some hold several."""
+    return small_config(env, group_size=4).env_runners(
+        batch_mode="truncate_episodes",
+        rollout_fragment_length=num_steps,
+        **{"num_envs_per_env_runner": 4, "episodes_per_share": 2, **env_runners},
+    )
+
+
+def step_by_step(env: Any, spaces: Any, device: Any) -> FlattenObservations:
+    return FlattenObservations()
+
+
+def mean_std(env: Any, spaces: Any, device: Any) -> MeanStdFilter:
+    return MeanStdFilter()
+
+
+def groups(config: GPGConfig, number: int = 4) -> list[Any]:
+    with built(config) as algo:
+        return [fingerprint(sample_group(algo)) for _ in range(number)]
+
+
+def test_each_rollout_makes_its_steps_and_goes_on_where_it_was_cut() -> None:
+    names = defaultdict(list)  # of every episode, by what it observes: its pieces
+    with built(rollouts()) as algo:
+        for _ in range(30):
+            group = sample_group(algo)
+            assert sum(map(len, group)) == 4 * 12
+            for piece in group:
+                observations = np.asarray(piece.get_observations())
+                assert len(observations) == len(piece) + 1
+                names[float(observations[0, 0])].append(piece)
+    for pieces in names.values():
+        whole = np.concatenate([np.asarray(p.get_observations())[:-1] for p in pieces])
+        # From step 0 on, without a gap.
+        np.testing.assert_array_equal(whole[:, 1], np.arange(len(whole)))
+        assert [piece.t_started for piece in pieces] == [0, *(piece.t for piece in pieces[:-1])]
+        assert len({piece.id_ for piece in pieces}) == 1
+        assert [piece.is_done for piece in pieces[:-1]] == [False] * (len(pieces) - 1)
+        if pieces[-1].is_done:
+            assert len(whole) in (5, 200)
+    lengths = [sum(map(len, pieces)) for pieces in names.values()]
+    assert 5 in lengths and 200 in lengths and max(map(len, names.values())) > 10
+
+
+def test_columns_and_steps_give_the_same_rollouts() -> None:
+    assert groups(rollouts()) == groups(rollouts(env_to_module_connector=step_by_step))
+
+
+def test_another_seed_gives_other_rollouts() -> None:
+    assert groups(rollouts()) != groups(rollouts().debugging(seed=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("connector", [None, step_by_step, mean_std])
+def test_rollouts_are_the_same_on_any_number_of_env_runners(connector: Any) -> None:
+    """With three for two shares, who goes on with a rollout changes: whoever is free first."""
+    one, *others = (
+        groups(rollouts(num_env_runners=number, env_to_module_connector=connector))
+        for number in (0, 1, 3)
+    )
+    assert others == [one, one]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["short or long", "unreliable"])
+def test_faults_change_nothing(env: str) -> None:
+    """Env runners are killed between groups, and in the midst of them envs raise."""
+    config = rollouts(Slow, num_env_runners=2)
+    if env == "unreliable":
+        config.environment(Unreliable, env_config={"probability": 0.002})
+        config.fault_tolerance(max_share_failures=1000)
+    found = []
+    with guarded(config) as algo:
+        for number in range(4):
+            if number == 2:
+                ray.kill(algo.env_runner_group._worker_manager.actors()[1], no_restart=False)
+            found.append(fingerprint(sample_group(algo)))
+    assert found == groups(rollouts())
+
+
+@pytest.mark.parametrize("connector", [None, step_by_step])
+def test_a_run_cut_in_two_equals_the_run_in_one_piece(tmp_path: Path, connector: Any) -> None:
+    config = rollouts(Identity, num_steps=7, env_to_module_connector=connector)
+    config.training(baseline="ridge", lambda_=0.9, bootstrap_truncated=True)
+
+    def rest(algo: GPG) -> tuple[Any, Any]:
+        return [module_results(algo.train())["policy_loss"] for _ in range(3)], snapshot(algo)
+
+    with built(config) as algo:
+        for _ in range(2):
+            algo.train()
+        path = algo.save_to_path(tmp_path)
+        losses, end = rest(algo)
+        algo.restore_from_path(path)
+        in_place = rest(algo)
+    new = GPG.from_checkpoint(path)
+    try:
+        elsewhere = rest(new)
+    finally:
+        new.stop()
+    for found in (in_place, elsewhere):
+        assert found[0] == losses
+        assert same(found[1], end)
+
+
+def test_an_evaluation_in_between_changes_nothing() -> None:
+    """It is by whole episodes, in the same envs."""
+    config = rollouts()
+    plain = groups(config)
+    config.evaluation(evaluation_duration=3)
+    with built(config) as algo:
+        found = []
+        for _ in range(4):
+            found.append(fingerprint(sample_group(algo)))
+            results = algo.evaluate()["env_runners"]
+            assert results["episode_len_mean"] in (5, 70, 135, 200)
+    assert found == plain
+
+
+class Forgetful(ShortOrLong):
+    """Draws from numbers that no seed controls."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=int(np.random.default_rng().integers(2**31)))
+
+
+def test_an_env_that_cannot_be_brought_back_begins_anew_and_says_so() -> None:
+    with built(rollouts(Forgetful, num_steps=3)) as algo, logged_warnings() as messages:
+        sample_group(algo)
+        first = [piece.t_started for piece in sample_group(algo)]
+        # As a restored run, whose envs are new.
+        algo.env_runner._stands = {}
+        then = [piece.t_started for piece in sample_group(algo)]
+    assert set(first) == {0, 3}  # 5 is the shorter length
+    assert set(then) == {0}
+    assert [m for m in messages if "can't be taken up where it was cut" in m]
+
+
+def test_metrics_are_those_of_whole_episodes() -> None:
+    """Rewards are 1 per step: returns are lengths, 5 or 200, however often they were cut."""
+    seen = set()
+    with built(rollouts(num_steps=50)) as algo:
+        for _ in range(6):
+            result = algo.train()
+            runners = result["env_runners"]
+            if not np.isnan(runners["episode_return_mean"]):
+                seen |= {runners["episode_return_max"], runners["episode_len_max"]}
+                assert runners["episode_return_mean"] == runners["episode_len_mean"]
+            assert runners["num_env_steps_sampled"] == 200
+            assert module_results(result)["group_num_env_steps"] == 200
+    assert seen == {5.0, 200.0} or seen == {200.0}
+
+
+class Starts(RLlibCallback):
+    """Counts, in this process."""
+
+    calls: list[str] = []  # noqa: RUF012
+
+    def on_episode_start(self, **kwargs: Any) -> None:
+        self.calls.append("start")
+
+    def on_episode_end(self, *, episode: Any, **kwargs: Any) -> None:
+        self.calls.append(f"end after {episode.t}")
+
+
+def test_callbacks_see_each_episode_start_and_end_once() -> None:
+    Starts.calls.clear()
+    with built(rollouts(Identity, num_steps=6).callbacks(Starts)) as algo:
+        for _ in range(5):
+            sample_group(algo)
+    # 30 steps in each of 4 rollouts.
+    assert sorted(Starts.calls) == ["end after 10"] * 12 + ["start"] * 12
+
+
+def test_recurrent_modules_go_on_with_their_state() -> None:
+    config = rollouts(Identity, num_steps=7).rl_module(model_config=LSTM)
+    with built(config) as algo:
+        for _ in range(3):
+            result = algo.train()
+    assert np.isfinite(module_results(result)["policy_loss"])
+    with built(config) as algo:
+        before, after = sample_group(algo), sample_group(algo)
+    cut = {piece.id_: piece for piece in before if not piece.is_done}
+    going_on = [piece for piece in after if piece.t_started > 0]
+    assert len(going_on) == 4
+    for piece in going_on:
+        carried = piece.get_extra_model_outputs("state_out", -1, neg_index_as_lookback=True)
+        left = cut[piece.id_].get_extra_model_outputs("state_out", -1)
+        np.testing.assert_array_equal(carried["h"], left["h"])
+
+
+def test_time_is_counted_from_the_reset_and_returns_stop_at_the_cut() -> None:
+    """Identity in rollouts of 7: pieces 0-6, then 7-9 and 0-3, then 4-9 and 0, .."""
+    config = rollouts(Identity, num_steps=7)
+    with built(config) as algo:
+        results = [module_results(algo.train()) for _ in range(3)]
+    assert [r["group_num_episodes"] for r in results] == [4, 8, 8]
+    assert [r["group_num_bins"] for r in results] == [7, 7, 7]
+    assert all(r["group_singleton_fraction"] == 0.0 for r in results)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"rollout_fragment_length": "auto"}, "needs `rollout_fragment_length`"),
+        ({"rollout_fragment_length": 0}, "rollout_fragment_length"),
+        ({"num_envs_per_env_runner": 3}, "an env of its own.*there are 3"),
+        ({"gym_env_vectorize_mode": "async"}, "one by one"),
+        ({"batch_mode": "complete_episodes"}, "set `batch_mode='truncate_episodes'` as well"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        rollouts().env_runners(**settings).validate()
+
+
+def test_several_agents_are_refused() -> None:
+    config = rollouts().multi_agent(policies={"a"}, policy_mapping_fn=lambda *_, **__: "a")
+    with pytest.raises(ValueError, match="is for single agents"):
+        config.validate()
