@@ -255,8 +255,8 @@ class GPGConfig(AlgorithmConfig):
                 `batch_mode` is "complete_episodes"; with "truncate_episodes" a group is
                 `group_size` rollouts of `rollout_fragment_length` steps each, and every rollout
                 goes on in its own env from group to group: see docs/in_rllib.md.
-                `sample_timeout_s` is 600. An env runner that takes longer for one share is killed and
-                its share sent to another; None: never. What connectors remember is merged by
+                `sample_timeout_s` is 600. An env runner that takes longer for one share is killed
+                and its share sent to another; None: never. What connectors remember is merged by
                 shares, also without remote env runners; with `merge_env_runner_states=False` what
                 a group adds to it is dropped, and `broadcast_env_runner_states` means nothing.
 

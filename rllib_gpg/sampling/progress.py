@@ -27,7 +27,9 @@ class Progress:
             shares: All shares of one group or one evaluation.
         """
         what = "evaluation" if shares[0].in_evaluation else "group"
-        self._whole = f"{sum(share.num_episodes for share in shares)} episodes of the {what}"
+        self._of_rollouts = shares[0].num_steps > 0
+        unit = "rollouts" if self._of_rollouts else "episodes"
+        self._whole = f"{sum(share.num_episodes for share in shares)} {unit} of the {what}"
         self._num_episodes = 0
         self._num_env_steps = 0
         # What the share that is being sampled in this process has come to.
@@ -42,7 +44,8 @@ class Progress:
             num_ended: How many of its episodes have ended.
             num_env_steps: How many env steps have been made for it.
         """
-        self._share = num_ended, num_env_steps
+        # Rollouts of a share all end together.
+        self._share = 0 if self._of_rollouts else num_ended, num_env_steps
         self.say()
 
     def share_is_in(self, share: Share) -> None:

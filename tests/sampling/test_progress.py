@@ -53,6 +53,23 @@ def test_a_group_that_takes_long_says_how_many_episodes_are_in(
     assert len(times) >= 3 and all(b - a > 0.09 for a, b in pairwise(times))
 
 
+def test_a_group_of_rollouts_says_how_many_of_these_are_in(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not how many episodes have ended meanwhile, which may be more."""
+    monkeypatch.setattr(progress, "_SECONDS", 0.1)
+    config = small_config(Slow, group_size=4).env_runners(
+        num_envs_per_env_runner=4,
+        episodes_per_share=2,
+        batch_mode="truncate_episodes",
+        rollout_fragment_length=200,
+    )
+    with built(config) as algo, said(caplog) as lines:
+        sample_group(algo)
+    assert {whole for _, whole, _ in lines} == {"4 rollouts of the group"}
+    assert {number for number, _, _ in lines} == {0, 2}
+
+
 def test_a_failed_share_is_not_counted_as_in(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

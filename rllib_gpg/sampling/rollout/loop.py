@@ -82,7 +82,7 @@ def run(
     stepping = np.array(sorted([*starting, *schedule.going_on]), np.int64)
     starting = {}
     step_times: list[float] = []
-    watch = _Watch(report)
+    watch = _Watch(report, warns=schedule.waits_for_ends)
     while len(stepping) > 0 or starting:
         actions = _act(rollout, stepping) if len(stepping) > 0 else []
         start_time = time.perf_counter()
@@ -141,8 +141,9 @@ class _Watch:
     An env without a time limit would otherwise hang in silence.
     """
 
-    def __init__(self, report: Callable[[int, int], None] | None):
+    def __init__(self, report: Callable[[int, int], None] | None, *, warns: bool):
         self._report = report
+        self._warns = warns
         self._num_ended = 0
         self._num_env_steps = 0
         self._num_steps_without_end = 0
@@ -154,7 +155,7 @@ class _Watch:
         if self._report is not None:
             self._report(self._num_ended, self._num_env_steps)
         self._num_steps_without_end = 0 if num_ended else self._num_steps_without_end + 1
-        if self._num_steps_without_end >= self._patience:
+        if self._warns and self._num_steps_without_end >= self._patience:
             logger.warning(
                 f"No episode has ended in {self._num_steps_without_end} steps of every env. GPG "
                 "waits for whole episodes. If this env has no time limit, set one: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -19,6 +19,8 @@ class Schedule(Protocol):
 
     going_on: list[int]
     """The envs whose episodes go on from an earlier call."""
+    waits_for_ends: ClassVar[bool]
+    """Whether it is over only when episodes are, so that one without an end takes for ever."""
 
     def first(self, num_envs: int) -> Seeded:
         """Returns the envs in which an episode begins before the first step."""
@@ -40,6 +42,8 @@ class Schedule(Protocol):
 class WholeEpisodes:
     """Starts one episode per seed, in whichever env is free, and cuts none."""
 
+    waits_for_ends: ClassVar[bool] = True
+
     def __init__(self, seeds: Iterable[int | None]):
         """Takes the seeds; None for a random one."""
         self.going_on: list[int] = []
@@ -60,6 +64,8 @@ class WholeEpisodes:
 
 class Rollouts:
     """Steps each env equally often; begins an episode wherever one has ended, and cuts the last."""
+
+    waits_for_ends: ClassVar[bool] = False
 
     def __init__(self, seeds: Mapping[int, Iterator[int]], num_steps: int, going_on: Iterable[int]):
         """Takes what there is to do.
