@@ -160,11 +160,21 @@ def _run_one(cell: Cell, run: CellFunction) -> float:
     return last_return(result)
 
 
-def last_return(result: dict[str, Any], share: float = 0.1) -> float:
+def last_return(result: dict[str, Any]) -> float:
     """The mean return of the episodes that ended in the last 10 % of a cell's env steps."""
+    return _mean_return(result, result["cell"]["num_env_steps"], len(result["curve"]["steps"]))
+
+
+def return_until(result: dict[str, Any], cpu_seconds: float) -> float:
+    """The same as if the cell had ended after so much time, of which it counts the last 10 %."""
+    curve = result["curve"]
+    end = max(1, sum(seconds <= cpu_seconds for seconds in curve["cpu_seconds"]))
+    return _mean_return(result, curve["steps"][end - 1], end)
+
+
+def _mean_return(result: dict[str, Any], num_env_steps: int, end: int) -> float:
     steps, returns, episodes = (result["curve"][name] for name in ("steps", "return", "episodes"))
-    first = (1.0 - share) * result["cell"]["num_env_steps"]
-    last = [i for i, step in enumerate(steps) if step > first] or [len(steps) - 1]
+    last = [i for i in range(end) if steps[i] > 0.9 * num_env_steps] or [end - 1]
     return sum(returns[i] * episodes[i] for i in last) / max(1, sum(episodes[i] for i in last))
 
 

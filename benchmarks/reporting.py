@@ -102,8 +102,23 @@ def _smooth(steps: np.ndarray, values: np.ndarray, weights: np.ndarray, budget: 
     return at[known], (weight[known] @ values) / total[known]
 
 
-def draw(panels: dict[str, dict[str, list[Curve]]], ylabel: str, path: Path) -> None:
-    """One panel per task; one line per contender: the mean over seeds, and its standard error."""
+def draw(
+    panels: dict[str, dict[str, list[Curve]]],
+    ylabel: str,
+    path: Path,
+    *,
+    xlabel: str = "env steps (thousands)",
+    unit: float = 1e3,
+) -> None:
+    """One panel per task; one line per contender: the mean over seeds, and its standard error.
+
+    Args:
+        panels: Task -> contender -> one curve per seed.
+        ylabel: What is shown.
+        path: The file, without a suffix.
+        xlabel: What it is shown against.
+        unit: What that is divided by.
+    """
     if not panels:
         return
     columns = min(3, len(panels))
@@ -116,14 +131,14 @@ def draw(panels: dict[str, dict[str, list[Curve]]], ylabel: str, path: Path) -> 
             at = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), POINTS)
             values = np.array([np.interp(at, *curve) for curve in curves])
             mean, error = values.mean(0), values.std(0) / max(1, len(values) - 1) ** 0.5
-            axis.plot(at / 1e3, mean, color=colour, label=name)
-            axis.fill_between(at / 1e3, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+            axis.plot(at / unit, mean, color=colour, label=name)
+            axis.fill_between(at / unit, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     for axis in axes[-1]:
-        axis.set_xlabel("env steps (thousands)")
+        axis.set_xlabel(xlabel)
     for axis in axes[:, 0]:
         axis.set_ylabel(ylabel)
     handles, labels = axes.flat[0].get_legend_handles_labels()

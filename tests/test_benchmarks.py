@@ -135,3 +135,51 @@ def test_a_run_of_the_evidence_ends_with_an_evaluation(contender: str, group_siz
     assert [len(outcome["evaluation"][how]) for how in ("sampled", "greedy")] == [20, 20]
     assert all(-2000.0 < value < 0.0 for value in outcome["evaluation"]["sampled"])
     json.dumps(outcome, allow_nan=False)
+
+
+def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPG ends a little behind PPO, in half of the time: by then PPO has come half as far."""
+    from benchmarks.evidence import report
+
+    chosen = {"gpg": ("ridge-0.98", 4), "gpg_paper": ("time", 8)}
+    task = dataclasses.replace(protocol.TASKS["Acrobot-v1"], **chosen)
+    monkeypatch.setattr(protocol, "TASKS", {"Acrobot-v1": task})
+    monkeypatch.setattr(report, "TASKS", {"Acrobot-v1": task})
+    seconds = {"rllib-ppo": 20.0, "ridge-0.98": 10.0}
+    for one in protocol.cells_of("ppo", "Acrobot-v1"):
+        if one.contender not in seconds:
+            continue
+        share = np.linspace(0.01, 1.0, 100)
+        final = (100.0 if one.contender == "rllib-ppo" else 90.0) + one.seed / 1000
+        cells._run_one(
+            one,
+            lambda of, share=share, final=final: {
+                "curve": {
+                    "steps": (share * of.num_env_steps).tolist(),
+                    "return": (share * final).tolist(),
+                    "length": [1.0] * 100,
+                    "episodes": [1] * 100,
+                    "cpu_seconds": (share * seconds[of.contender]).tolist(),
+                },
+                "evaluation": {"sampled": [final] * 20, "greedy": [final] * 20},
+            },
+        )
+    runs = report.runs_of_ppo()
+    found = report.compare(runs, protocol.GPG, protocol.RLLIB_PPO)
+    assert (found["env steps"].value, found["CPU time"].value) == (0.0, 1.0)
+    assert "| Acrobot-v1 | rllib-ppo | 100 ± 0 (5) | 90 ± 0 (5) |" in report.table_of_losses(runs)
+    assert "| 100 ± 0 (5) | not run | not run | not run | 90 ± 0 (5) |" in report.table_of_returns(
+        runs
+    )
+    page = tmp_path / "ppo.md"
+    page.write_text(report.PAGE.read_text())
+    monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(report.reporting, "DOCS", tmp_path)
+    report.write(runs)
+    assert "| rllib-ppo | 0.00 (0.00 to 0.00) | 1.00 (1.00 to 1.00) |" in page.read_text()
+    pictures = {path.name for path in (tmp_path / "images").iterdir()}
+    assert pictures == {
+        f"ppo_{a}.{s}" for a in ("steps", "cpu_seconds", "updates") for s in ("png", "svg")
+    }

@@ -24,12 +24,17 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 def main() -> None:
     """Does what the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence")
-    parser.add_argument("what", choices=["run", "status"])
+    parser.add_argument("what", choices=["run", "status", "report"])
     parser.add_argument("experiments", nargs="+", choices=EXPERIMENTS)
     parser.add_argument("--envs", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, help="others than the protocol's")
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time")
     arguments = parser.parse_args()
+    if arguments.what == "report":
+        from benchmarks.evidence import report
+
+        report.write(report.runs_of_ppo())
+        return
     cells = [
         cell
         for experiment in arguments.experiments

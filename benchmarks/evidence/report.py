@@ -1,0 +1,181 @@
+"""`docs/results/ppo.md`: what has been run, in tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks import reporting
+from benchmarks.bootstrap import (
+    Estimate,
+    Scores,
+    interquartile_mean,
+    mean_and_error,
+    normalized,
+    probability_of_improvement,
+)
+from benchmarks.cells import return_until
+from benchmarks.evidence.protocol import CONTENDERS, GPG, RLLIB_PPO, SB3_PPO, TASKS, cells_of
+from benchmarks.reporting import Curve
+
+PAGE = reporting.DOCS / "results" / "ppo.md"
+Result = dict[str, Any]
+Runs = dict[str, dict[str, list[Result]]]
+"""Contender -> task -> what its cells say, seed by seed."""
+
+
+def runs_of_ppo() -> Runs:
+    """What has been run of the experiment `ppo`, under the contenders' names."""
+    runs: Runs = {name: {} for name in CONTENDERS}
+    for env, task in TASKS.items():
+        if task.gpg is None or task.gpg_paper is None:
+            continue
+        cells = cells_of("ppo", env)
+        # Each seed has the contenders in their order.
+        for position, cell in enumerate(cells):
+            if cell.is_done:
+                name = CONTENDERS[position % len(CONTENDERS)]
+                runs[name].setdefault(env, []).append(cell.result())
+    return runs
+
+
+def at_the_end(result: Result) -> float:
+    """The mean return of the final evaluation, with actions as in training."""
+    return float(np.mean(result["evaluation"]["sampled"]))
+
+
+def at_equal_time(ours: list[Result], theirs: list[Result]) -> tuple[np.ndarray, np.ndarray]:
+    """The returns of both when the one that is through first is through, in CPU time."""
+
+    def mean_seconds(results: list[Result]) -> float:
+        return float(np.mean([result["curve"]["cpu_seconds"][-1] for result in results]))
+
+    seconds = min(mean_seconds(ours), mean_seconds(theirs))
+    both = ([return_until(r, seconds) for r in results] for results in (ours, theirs))
+    return np.array(next(both)), np.array(next(both))
+
+
+def compare(runs: Runs, ours: str, theirs: str) -> dict[str, Estimate]:
+    """How probable it is that ours is better, at equal env steps and at equal CPU time."""
+    tasks = runs[ours].keys() & runs[theirs].keys()
+    steps: tuple[dict[str, np.ndarray], ...] = ({}, {})
+    time: tuple[dict[str, np.ndarray], ...] = ({}, {})
+    for env in sorted(tasks):
+        pair = runs[ours][env], runs[theirs][env]
+        for scores, results in zip(steps, pair, strict=True):
+            scores[env] = np.array([at_the_end(result) for result in results])
+        for scores, values in zip(time, at_equal_time(*pair), strict=True):
+            scores[env] = values
+    return {
+        "env steps": probability_of_improvement(*steps),
+        "CPU time": probability_of_improvement(*time),
+    }
+
+
+def table_of_returns(runs: Runs) -> str:
+    """Final returns, a row per task."""
+    rows = [
+        [env, f"{task.num_env_steps:,}", *(_final(runs[name].get(env, [])) for name in CONTENDERS)]
+        for env, task in TASKS.items()
+    ]
+    return _markdown(["task", "env steps", *CONTENDERS], rows)
+
+
+def table_of_comparisons(runs: Runs) -> str:
+    """Who is better over all tasks, as far as both have been run."""
+    rows = []
+    for theirs in (name for name in CONTENDERS if name != GPG):
+        if runs[GPG].keys() & runs[theirs].keys():
+            found = compare(runs, GPG, theirs)
+            rows.append([theirs, _interval(found["env steps"]), _interval(found["CPU time"])])
+    return _markdown([f"`{GPG}` against", "at equal env steps", "at equal CPU time"], rows)
+
+
+def table_of_interquartile_means(runs: Runs) -> str:
+    """Over the tasks that all contenders have been run on; 1 is RLlib's PPO."""
+    tasks = set.intersection(*(set(of_tasks) for of_tasks in runs.values()))
+    if not tasks:
+        return "Not run on any task by all."
+    worst = {env: _untrained(runs[RLLIB_PPO][env]) for env in tasks}
+    best = {env: float(np.mean([*map(at_the_end, runs[RLLIB_PPO][env])])) for env in tasks}
+
+    def scores(name: str) -> Scores:
+        finals = {env: np.array([*map(at_the_end, runs[name][env])]) for env in sorted(tasks)}
+        return normalized(finals, worst, best)
+
+    rows = [[name, _interval(interquartile_mean(scores(name)))] for name in CONTENDERS]
+    return _markdown(["contender", f"interquartile mean over {len(tasks)} tasks"], rows)
+
+
+def table_of_losses(runs: Runs) -> str:
+    """The tasks on which the mean of a PPO is above that of GPG as recommended."""
+    if not runs[GPG]:
+        return "Not run yet."
+    rows = []
+    for env in TASKS:
+        own = runs[GPG].get(env)
+        for name in (RLLIB_PPO, SB3_PPO):
+            theirs = runs[name].get(env)
+            if own and theirs and _mean(theirs) > _mean(own):
+                rows.append([env, name, _final(theirs), _final(own)])
+    return _markdown(["task", "behind", "theirs", GPG], rows) if rows else "Nowhere so far."
+
+
+def write(runs: Runs) -> None:
+    """Rewrites the tables of the page, and draws its pictures once there is something to draw."""
+    tables: Mapping[str, Callable[[Runs], str]] = {
+        "losses": table_of_losses,
+        "returns": table_of_returns,
+        "comparisons": table_of_comparisons,
+        "means": table_of_interquartile_means,
+    }
+    for name, table in tables.items():
+        reporting.write_table(PAGE, name, table(runs))
+    for axis in ("steps", "cpu_seconds", "updates"):
+        panels = {
+            env: {name: [_curve(r, axis) for r in runs[name].get(env, [])] for name in CONTENDERS}
+            for env in TASKS
+            if any(env in of_tasks for of_tasks in runs.values())
+        }
+        label = {"steps": "env steps (thousands)", "cpu_seconds": "CPU seconds"}.get(axis, axis)
+        path = reporting.DOCS / "images" / f"ppo_{axis}"
+        reporting.draw(
+            panels, "mean return", path, xlabel=label, unit=1e3 if axis == "steps" else 1
+        )
+
+
+def _curve(result: Result, axis: str) -> Curve:
+    at, returns = reporting.returns_curve(result)
+    if axis == "steps":
+        return at, returns
+    curve = result["curve"]
+    known = {**curve, "updates": list(range(1, 1 + len(curve["steps"])))}
+    return np.interp(at, curve["steps"], known[axis]), returns
+
+
+def _untrained(results: list[Result]) -> float:
+    return float(np.mean([result["curve"]["return"][0] for result in results]))
+
+
+def _mean(results: list[Result]) -> float:
+    return float(np.mean([*map(at_the_end, results)]))
+
+
+def _final(results: list[Result]) -> str:
+    if not results:
+        return "not run"
+    mean, error = mean_and_error([*map(at_the_end, results)])
+    if len(results) == 1:
+        return f"{mean:,.0f} (1 seed)"
+    return f"{mean:,.0f} ± {error:,.0f} ({len(results)})"
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
