@@ -263,7 +263,12 @@ def report() -> None:
             if (env, 4, only_if) in results
         }
 
-    names = {"time bins": "bins", "ridge, λ 0.95": "ridge-0.95", "RLlib's PPO, tuned": PPO}
+    names = {
+        "time bins": "bins",
+        "ridge, λ 0.95": "ridge-0.95",
+        "ridge, λ 0.98": "ridge-0.98",
+        "RLlib's PPO, tuned": PPO,
+    }
     curves = panels(names, lambda _: to.returns_curve, "ridge-0.95")
     to.draw(curves, "mean return", to.DOCS / "images" / "baselines_returns")
     series = {"bins": "bins", "ridge in bins": "baseline", "PPO's trained critic": "critic"}
