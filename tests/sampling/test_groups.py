@@ -205,6 +205,7 @@ def test_shares_add_up_to_the_group(
         num_envs_per_env_runner=envs,
         episodes_per_share=per_share,
         in_evaluation=False,
+        batch_mode="complete_episodes",
     )
     shares = cut_into_shares(config, 0, 0)
     assert [share.num_episodes for share in shares] == expected

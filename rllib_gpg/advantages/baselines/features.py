@@ -137,10 +137,10 @@ class Moments:
 
     def and_of(self, x_SD: FloatArray) -> Self:
         """Returns the moments of these steps and of some more, whose outliers are limited."""
-        limit_D = _OUTLIER * np.sqrt(self.squares / self.count)
-        limited_SD = np.clip(x_SD, self.mean - limit_D, self.mean + limit_D)
+        std_D = np.sqrt(self.squares / self.count)
         # A number that has been constant so far has no scale yet.
-        return self.and_those_of(self.of(np.where(limit_D > 0.0, limited_SD, x_SD)))
+        limit_D = np.where(std_D > 0.0, _OUTLIER * std_D, np.inf)
+        return self.and_those_of(self.of(np.clip(x_SD, self.mean - limit_D, self.mean + limit_D)))
 
     def and_those_of(self, other: Self) -> Self:
         """Returns the moments of both, by Chan's formula."""

@@ -120,12 +120,12 @@ class RidgeBaseline(Baseline):
         phi = Features(earlier.moments or moments, self.num_features, self.seed)
         bins = earlier.bins if group.keys_last else CarriedBins.none(1 + len(phi))
 
-        # Returns relative to their mean: products of large numbers would round small ones away.
-        level_X = np.append(returns.mean(), np.zeros(len(phi)))
+        # Returns are summed relative to their mean: large ones would round small differences away.
+        level = returns.mean()
 
         def returns_and_phi(steps: IntArray) -> FloatArray:
             both = np.empty((len(steps), 1 + len(phi)))
-            both[:, 0] = returns[steps] - level_X[0]
+            both[:, 0] = returns[steps] - level
             phi(x_SD[steps], out=both[:, 1:])
             return both
 
@@ -144,12 +144,14 @@ class RidgeBaseline(Baseline):
                 value_S = predicted_S + b_S
 
         # For the groups that follow: phi~ and R~ of every step, with the means of all entries.
-        entry_B = group.counts[kept_B].astype(np.float64)
-        current = CarriedBins(
-            group.bin_keys[kept_B], entry_B, sums.first + entry_B[:, None] * level_X
-        )
-        mean_BX = (current.sums + bins.rows_of(current.keys).sums) / count_B[kept_B, None]
-        equations = sums.within_bins(mean_BX - level_X)
+        key_BK, entry_B = group.bin_keys[kept_B], group.counts[kept_B].astype(np.float64)
+        mean_BX = bins.rows_of(key_BK).sums
+        mean_BX[:, 0] -= level * beside.counts[kept_B]
+        mean_BX += sums.first
+        mean_BX /= count_B[kept_B, None]
+        equations = sums.within_bins(mean_BX)
+        sums.first[:, 0] += level * entry_B
+        current = CarriedBins(key_BK, entry_B, sums.first)
         now = _Memory(
             kind=earlier.kind,
             moments=moments,
