@@ -357,7 +357,7 @@ class GPG(Algorithm):
             _NUM_GROUPS: self._num_groups,
             _NUM_EVALUATIONS: self._num_evaluations,
             _CONNECTOR_STATES: self._policy.connectors.get_states(),
-            _STANDING: self._standing,
+            _STANDING: [standing and standing.get_state() for standing in self._standing],
         }
 
     @override(Algorithm)
@@ -374,7 +374,9 @@ class GPG(Algorithm):
         self._num_groups = state.get(_NUM_GROUPS, self._num_groups)
         self._num_evaluations = state.get(_NUM_EVALUATIONS, self._num_evaluations)
         self._policy.connectors.set_states(state.get(_CONNECTOR_STATES, {}))
-        self._standing = state.get(_STANDING, ())
+        self._standing = tuple(
+            standing and Standing.from_state(standing) for standing in state.get(_STANDING, ())
+        )
 
     @override(Algorithm)
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:

@@ -92,8 +92,12 @@ def cut_into_shares(
         if num_env_runners > 1:
             size = min(size, config.num_envs_per_env_runner)
     of_rollouts = config.batch_mode == "truncate_episodes" and not config.in_evaluation
-    if len(standing) != num_episodes:
-        # There is no group before, or it was of another size.
+    if of_rollouts and len(standing) != num_episodes:
+        if standing:
+            logger.warning(
+                f"The {len(standing)} rollouts of the group before are dropped, and "
+                f"{num_episodes} begin anew, because `group_size` has changed."
+            )
         standing = (None,) * num_episodes
     return [
         Share(
@@ -197,8 +201,9 @@ class _Ledger:
             raise SamplingError(
                 f"Share {share.index} of {'evaluation' if share.in_evaluation else 'group'} "
                 f"{share.group} failed {self._max_failures} times "
-                f"(`max_share_failures`), the last time with: {why}. It is sampled with "
-                f"{share.seeds()}.\n{traceback}"
+                f"(`max_share_failures`), the last time with: {why}."
+                + (f" It is sampled with {share.seeds()}." if not share.num_steps else "")
+                + f"\n{traceback}"
             )
         logger.warning(f"Sampling {share} again, with the same seeds, because of: {why}")
         self.waiting.appendleft(share)
@@ -247,8 +252,10 @@ class _RemoteGathering:
 
     def _dispatch(self, idle: list[int]) -> None:
         waiting = self._ledger.waiting
-        for runner in idle[: len(waiting)]:
-            share = waiting[0]
+        for runner in idle:
+            share = next((s for s in waiting if self._home(s) in (None, runner)), None)
+            if share is None:
+                continue
             again = self._ledger.has_failed(share)
             # Nothing is sent to an env runner that still owes RLlib an answer.
             is_sent = self._group.foreach_env_runner_async(
@@ -259,8 +266,19 @@ class _RemoteGathering:
                 tag=_TAG,
             )
             if is_sent:
-                waiting.popleft()
+                waiting.remove(share)
             self._in_flight[runner] = _InFlight(share if is_sent else None, time.monotonic())
+
+    def _home(self, share: Share) -> int | None:
+        """Returns the env runner that has the envs of a share's rollouts; None: any will do.
+
+        Another one would have to repeat their episodes.
+        """
+        if not share.num_steps:
+            return None
+        runners = sorted(self._group._worker_manager.actor_ids())
+        home = runners[share.first // self._config.num_envs_per_env_runner % len(runners)]
+        return home if home in self._group.healthy_env_runner_ids() else None
 
     def _collect(self) -> None:
         ready = self._group.fetch_ready_async_reqs(tags=_TAG, timeout_seconds=_POLL_S)

@@ -29,6 +29,13 @@ def check_can_be_sent(episodes: list[EpisodeType]) -> None:
     raise TypeError(f"The episodes can't be pickled: {error}.") from error
 
 
+def what_can_be_sent(info: dict[str, Any]) -> dict[str, Any]:
+    """Returns an info without what can't be pickled: a group that goes on from it must be."""
+    if _pickling_error(info) is None:
+        return info
+    return {key: value for key, value in info.items() if _pickling_error(value) is None}
+
+
 def _named_values(episodes: list[EpisodeType]) -> Iterator[tuple[str, Any]]:
     for episode in episodes:
         alone = not isinstance(episode, MultiAgentEpisode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import dataclasses
 import traceback
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
@@ -44,6 +45,9 @@ class ShareSamplingEnvRunner(EnvRunner):
     `sample(num_episodes=k)` it changes. Sampling by timesteps is left as it is.
     """
 
+    # How the envs are stepped; see rollout/vector_env.py. None: only as a whole.
+    _envs: Any = None
+
     @override(EnvRunner)
     def __init__(self, **kwargs: Any):
         """Takes the arguments of RLlib's env runner."""
@@ -54,9 +58,8 @@ class ShareSamplingEnvRunner(EnvRunner):
         self._num_sample_calls = 0
         # Whether the env raised; it is made anew then, in whatever state it is.
         self._is_env_broken = False
-        # The share of rollouts to be sampled next; and, by env, where the last one has come to.
+        # The share of rollouts to be sampled next.
         self._rollouts: Share | None = None
-        self._stands: dict[int, Standing] = {}
 
     def sample_share(
         self,
@@ -83,7 +86,6 @@ class ShareSamplingEnvRunner(EnvRunner):
         try:
             if self._is_env_broken:
                 self.make_env()
-                self._stands.clear()
                 self._is_env_broken = False
             self.load(weights)
             self._seeds = share.seeds()
@@ -111,7 +113,8 @@ class ShareSamplingEnvRunner(EnvRunner):
         self._done_episodes_for_metrics.clear()
         earlier = {s.episode.id_: s.earlier_return for s in share.standing if s is not None}
         return ShareResult(
-            share,
+            # Where it began is known where it came from.
+            dataclasses.replace(share, standing=()),
             weights.version,
             sent,
             [summarize(e, earlier.get(e.id_, 0.0)) for e in episodes if e.is_done],
@@ -119,6 +122,12 @@ class ShareSamplingEnvRunner(EnvRunner):
             connectors,
             [self._stands.get(index) for index in self._envs_of(share)],
         )
+
+    def make_env(self) -> None:
+        """Makes the envs, of which it is known nowhere yet where they stand."""
+        super().make_env()
+        # By env, where the rollouts sampled last have come to.
+        self._stands: dict[int, Standing] = {}
 
     def _envs_of(self, share: Share) -> list[int]:
         """The envs of a share's rollouts, the same for each of these on every env runner."""
@@ -206,17 +215,17 @@ class ShareSamplingEnvRunner(EnvRunner):
             if isinstance(module, torch.nn.Module):
                 module.eval()
         parts = self._parts(explore)
+        schedule: Any
+        if share is None:
+            schedule = WholeEpisodes(seeds.episodes if seeds else [None] * num_episodes)
+        else:
+            # Before the generators are seeded: an env that is brought somewhere may draw from them.
+            schedule = take_up(share, self._envs, stands, parts.episodes)
         seeded = seeded_globally(seeds.actions, self._device) if seeds else nullcontext()
         with seeded:
-            if share is None:
-                of_episodes = seeds.episodes if seeds else [None] * num_episodes
-                episodes, _ = self._sample_by(
-                    WholeEpisodes(of_episodes), seeds, parts, random_actions
-                )
-            else:
-                rollouts = take_up(share, self.env.unwrapped.envs, stands, parts.episodes)
-                episodes, cut = self._sample_by(rollouts, seeds, parts, random_actions)
-                self._stands |= standing_after(share, rollouts, cut, parts.episodes)
+            episodes, cut = self._sample_by(schedule, seeds, parts, random_actions)
+        if share is not None:
+            self._stands |= standing_after(share, schedule, cut, parts.episodes)
         # None goes on; they would stay alive during the update.
         self._ongoing_episodes = [None] * self.num_envs
         self._done_episodes_for_metrics.extend(episode for episode in episodes if episode.is_done)

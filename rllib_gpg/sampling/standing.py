@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import tree
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
+from rllib_gpg.sampling.rollout.nested import row
 from rllib_gpg.sampling.rollout.schedule import Rollouts
+from rllib_gpg.sampling.rollout.vector_env import SubEnvs
 from rllib_gpg.sampling.seeds import seeds_of_rollout
 
 if TYPE_CHECKING:
@@ -30,38 +32,56 @@ class Standing:
 
     Attributes:
         seed: What the env was reset with.
-        actions: The actions that the env has taken since, one per step, as it took them.
+        actions: The actions that the env has taken since, as it took them: a batch per group.
         episode: The episode from here on: without steps, but for those that connectors look back
             at. What the env shows is its last observation, as it was before connectors saw it.
         earlier_return: The sum of the rewards so far.
+        token: Tells it from any other, also from where the same episode has stood in another run.
     """
 
     seed: int | None
-    actions: list[Any]
+    actions: tuple[Any, ...]
     episode: SingleAgentEpisode
     earlier_return: float
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def is_where(self, other: Standing | None) -> bool:
-        """Whether an env that stands at `other` needn't be brought here."""
-        if other is None:
-            return False
-        return (self.episode.id_, self.episode.t) == (other.episode.id_, other.episode.t)
-
-    def brings(self, env: Any) -> bool:
-        """Resets an env and repeats the actions; says whether it shows what it did then.
+    def brings(self, envs: SubEnvs, index: int) -> bool:
+        """Repeats the episode in an env; says whether that comes to the same.
 
         It doesn't if an env draws from other random numbers than those that its seed is for.
         """
-        observation, _ = env.reset(seed=self.seed)
-        for action in self.actions:
-            observation, *_ = env.step(action)
-        mine, its = tree.flatten(self.episode.get_observations(-1)), tree.flatten(observation)
-        return all(np.array_equal(a, b) for a, b in zip(mine, its, strict=True))
+        # Copies, which envs may write into.
+        actions = (row(batch, t) for batch in self.actions for t in range(_length(batch)))
+        shown = envs.repeat(index, self.seed, actions)
+        if shown is None or not np.isclose(shown[1], self.earlier_return, rtol=1e-9):
+            return False
+        mine = tree.flatten(self.episode.get_observations(-1))
+        return all(map(_equal, mine, tree.flatten(shown[0])))
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns it in plain types."""
+        # RLlib leaves out the state of a column that has nothing but steps to look back at.
+        outputs = {k: v.get_state() for k, v in self.episode.extra_model_outputs.items()}
+        episode = {**self.episode.get_state(), "extra_model_outputs": outputs}
+        return {**vars(self), "actions": list(self.actions), "episode": episode}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """Restores what `get_state` returned."""
+        episode = SingleAgentEpisode.from_state(state["episode"])
+        return cls(**{**state, "actions": tuple(state["actions"]), "episode": episode})
 
 
-def take_up(
-    share: Share, envs: Sequence[Any], stands: dict[int, Standing], episodes: list[Any]
-) -> Rollouts:
+def _length(batch: Any) -> int:
+    return len(tree.flatten(batch)[0])
+
+
+def _equal(one: Any, other: Any) -> bool:
+    one, other = np.asarray(one), np.asarray(other)
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f" == other.dtype.kind)
+
+
+def take_up(share: Share, envs: Any, stands: dict[int, Standing], episodes: list[Any]) -> Rollouts:
     """Brings envs to where the rollouts of a share stand.
 
     A rollout has the same env, by its number, on every env runner: the actions drawn, for all envs
@@ -69,25 +89,34 @@ def take_up(
 
     Args:
         share: The share.
-        envs: The envs, which can be reset and stepped one by one.
+        envs: The envs of the env runner.
         stands: Where some of them are known to stand.
         episodes: Gets the episodes that go on.
+
+    Raises:
+        ValueError: If the envs can't be reset and stepped one by one.
     """
+    if not isinstance(envs, SubEnvs):
+        raise ValueError(
+            "`batch_mode='truncate_episodes'` needs envs that gymnasium steps one by one, without "
+            f"a vector wrapper around them; got {type(envs).__name__}."
+        )
     seeds, going_on = {}, []
     for number, standing in zip(share.rollouts, share.standing, strict=True):
-        index = number % len(envs)
+        index = number % len(episodes)
         seeds[index] = seeds_of_rollout(share.run_seed, share.group, number)
         if standing is None:
             continue
-        if standing.is_where(stands.get(index)) or standing.brings(envs[index]):
+        is_there = index in stands and stands[index].token == standing.token
+        if is_there or standing.brings(envs, index):
             # A copy: the share may have to be sampled again.
             episodes[index] = copy.deepcopy(standing.episode)
             going_on.append(index)
         else:
             logger.warning(
                 f"The episode of rollout {number} can't be taken up where it was cut: with the "
-                f"same seed and the same actions {envs[index]} shows something else. Another "
-                "episode begins in its place."
+                "same seed and the same actions its env does something else. Another episode "
+                "begins in its place."
             )
     return Rollouts(seeds, share.num_steps, going_on)
 
@@ -108,11 +137,13 @@ def standing_after(
         index = number % len(episodes)
         if index not in cut:
             continue
-        seed, actions, earlier_return = *rollouts.actions_of(index), 0.0
+        seed, taken = rollouts.actions_of(index)
+        actions: tuple[Any, ...] = (tree.map_structure(lambda *leaves: np.stack(leaves), *taken),)
+        earlier_return = 0.0
         if index in rollouts.going_on and not rollouts.has_begun(index):
             assert before is not None
             seed, earlier_return = before.seed, before.earlier_return
-            actions = [*before.actions, *actions]
+            actions = (*before.actions, *actions)
         earlier_return += float(episodes[index].get_return())
         standing[index] = Standing(seed, actions, cut[index], earlier_return)
     return standing

@@ -59,6 +59,18 @@ def _rollouts(config: AlgorithmConfig) -> Iterator[str]:
             "(`gym_env_vectorize_mode='sync'`): whichever env runner goes on with an episode must "
             "be able to bring an env to where that was cut."
         )
+    if not config.episode_lookback_horizon:
+        yield (
+            "`batch_mode='truncate_episodes'` needs an `episode_lookback_horizon` of at least 1: a "
+            "recurrent module goes on from the state that it had before the cut."
+        )
+    per_share = config.episodes_per_share
+    if per_share is not None and per_share > config.num_envs_per_env_runner:
+        yield (
+            f"With `batch_mode='truncate_episodes'` each rollout has an env of its own: "
+            f"`episodes_per_share` = {per_share} rollouts need as many envs on one env runner, but "
+            f"`num_envs_per_env_runner` is {config.num_envs_per_env_runner}."
+        )
     num_envs = max(1, config.num_env_runners) * config.num_envs_per_env_runner
     if config.group_size > num_envs:
         yield (

@@ -41,6 +41,7 @@ from rllib_gpg.sampling.rollout.episode_columns import EpisodeColumns
 from rllib_gpg.sampling.rollout.nested import map_leaves
 from rllib_gpg.sampling.rollout.sparse_infos import SparseInfos
 from rllib_gpg.sampling.rollout.vector_env import Resets, Steps
+from rllib_gpg.sampling.sending import what_can_be_sent
 
 _DEFAULT_ENV_TO_MODULE = [
     AddObservationsFromEpisodesToBatch,
@@ -218,7 +219,7 @@ class ColumnarRollout(Rollout):
         rest = SingleAgentEpisode(
             episode.id_,
             observations=[observation],
-            infos=[episode.get_infos(-1)],
+            infos=[what_can_be_sent(episode.get_infos(-1))],
             observation_space=self._parts.env.single_observation_space,
             action_space=episode.action_space,
             t_started=episode.t,
@@ -289,7 +290,8 @@ class ColumnarRollout(Rollout):
 
 def _fill(buffer: InfiniteLookbackBuffer, column: Any) -> None:
     # The buffer that the episode has, with its space: to make one takes longer than to copy.
-    buffer.data, buffer.finalized = column, True
+    # What may be there to look back at is left out: in columns nothing does.
+    buffer.data, buffer.lookback, buffer.finalized = column, 0, True
 
 
 def _to_numpy(rows: Any) -> np.ndarray:

@@ -85,10 +85,10 @@ def run(
     watch = _Watch(report, warns=schedule.waits_for_ends)
     while len(stepping) > 0 or starting:
         actions = _act(rollout, stepping) if len(stepping) > 0 else []
+        last = schedule.step(stepping, actions)
         start_time = time.perf_counter()
         steps, resets = envs.step(stepping, actions, starting)
         step_times.append(time.perf_counter() - start_time)
-        last = schedule.stepped(stepping, actions)
         done = rollout.record(stepping, steps, list(starting), resets, last)
         call_back("on_episode_start", starting)
         if rollout.sees_every_step:

@@ -25,4 +25,5 @@ def row(batch: Any, index: int) -> Any:
     """Returns one item of a list, or a copy of one row of a batch: vector envs reuse theirs."""
     if isinstance(batch, list):
         return batch[index]
-    return map_leaves(lambda array: np.array(array[index]), batch)
+    # `copy` keeps what is a scalar a scalar: envs look actions up in dicts.
+    return map_leaves(lambda array: array[index].copy(), batch)

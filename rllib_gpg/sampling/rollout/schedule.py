@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
@@ -26,11 +27,11 @@ class Schedule(Protocol):
         """Returns the envs in which an episode begins before the first step."""
         ...
 
-    def stepped(self, stepping: np.ndarray, actions: Any) -> np.ndarray:
-        """Is told who has stepped, and with which actions.
+    def step(self, stepping: np.ndarray, actions: Any) -> np.ndarray:
+        """Is told who is about to step, and with which actions.
 
         Returns:
-            [R] bool: who goes no further, episode over or not.
+            [R] bool: who goes no further then, episode over or not.
         """
         ...
 
@@ -53,7 +54,7 @@ class WholeEpisodes:
         """Begins one in each env."""
         return self.next(range(num_envs))
 
-    def stepped(self, stepping: np.ndarray, actions: Any) -> np.ndarray:
+    def step(self, stepping: np.ndarray, actions: Any) -> np.ndarray:
         """Cuts nothing."""
         return np.zeros(len(stepping), np.bool_)
 
@@ -88,9 +89,10 @@ class Rollouts:
         """Begins one in each env in which none goes on."""
         return self.next([index for index in sorted(self._seeds) if index not in self.going_on])
 
-    def stepped(self, stepping: np.ndarray, actions: Any) -> np.ndarray:
+    def step(self, stepping: np.ndarray, actions: Any) -> np.ndarray:
         """Counts down."""
-        self._log.append((stepping, actions))
+        # A copy: envs may write into what they are given.
+        self._log.append((stepping, copy.deepcopy(actions)))
         self._left[stepping] -= 1
         return self._left[stepping] == 0
 

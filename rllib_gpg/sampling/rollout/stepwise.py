@@ -15,6 +15,7 @@ from ray.rllib.utils.spaces.space_utils import unbatch
 
 from rllib_gpg.sampling.rollout.base import PipelineRollout, Rollout, RunnerParts
 from rllib_gpg.sampling.rollout.vector_env import Resets, Steps
+from rllib_gpg.sampling.sending import what_can_be_sent
 
 
 class StepwiseRollout(PipelineRollout):
@@ -78,6 +79,7 @@ class StepwiseRollout(PipelineRollout):
         rest = episode.cut(len_lookback_buffer=self._parts.config.episode_lookback_horizon)
         # Connectors have seen the last one, may have changed it, and will see it again.
         rest.observations.data[-1] = observation
+        rest.infos.data[:] = map(what_can_be_sent, rest.infos.data)
         return rest
 
     @override(Rollout)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +22,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from gymnasium.wrappers.vector import DictInfoToList
 from ray.rllib.utils.spaces.space_utils import batch, unbatch
 
-from rllib_gpg.sampling.rollout.nested import map_leaves
+from rllib_gpg.sampling.rollout.nested import map_leaves, row
 from rllib_gpg.sampling.rollout.schedule import Seeded
 
 
@@ -86,6 +86,25 @@ class SubEnvs:
             list(infos) if any(infos) else None,
         )
         return steps, self.reset(starting)
+
+    def repeat(
+        self, index: int, seed: int | None, actions: Iterable[Any]
+    ) -> tuple[Any, float] | None:
+        """Resets an env and steps it through some actions.
+
+        Returns:
+            What it shows then, as a step would return it, and the sum of the rewards; None if the
+            episode is over before.
+        """
+        env, total, is_over = self._envs[index], 0.0, False
+        observation, _ = env.reset(seed=seed)
+        for action in actions:
+            if is_over:
+                return None
+            observation, reward, terminated, truncated, _ = env.step(action)
+            total += float(reward)
+            is_over = terminated or truncated
+        return None if is_over else (row(self._batch([observation]), 0), total)
 
     def _batch(self, observations: Sequence[Any]) -> Any:
         out = create_empty_array(self._observation_space, n=len(observations))
