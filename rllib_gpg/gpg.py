@@ -374,9 +374,10 @@ class GPG(Algorithm):
         self._num_groups = state.get(_NUM_GROUPS, self._num_groups)
         self._num_evaluations = state.get(_NUM_EVALUATIONS, self._num_evaluations)
         self._policy.connectors.set_states(state.get(_CONNECTOR_STATES, {}))
-        self._standing = tuple(
-            standing and Standing.from_state(standing) for standing in state.get(_STANDING, ())
-        )
+        if _STANDING in state:
+            self._standing = tuple(
+                standing and Standing.from_state(standing) for standing in state[_STANDING]
+            )
 
     @override(Algorithm)
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
