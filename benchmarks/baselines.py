@@ -82,6 +82,7 @@ GPG_CONTENDERS: dict[str, dict[str, Any]] = {
     "bins-carried": {"baseline": BinBaseline(decay=0.8)},
     "ridge-1": ridge(1.0),
     "ridge-0.98": ridge(0.98),
+    "ridge-0.97": ridge(0.97),
     "ridge-0.95": ridge(0.95),
     "ridge-0.9": ridge(0.9),
     "ridge-0.95-decay-0.5": ridge(0.95, decay=0.5),
@@ -101,7 +102,7 @@ PPO_CONTENDERS: dict[str, dict[str, Any]] = {
 # Names for PPO's contenders: the best one on a task, and all of them.
 PPO, PPO_CANDIDATES = "ppo", "ppo-candidates"
 TUNING_GROUP_SIZE = 4
-MAIN = ("bins", "ridge-1", "ridge-0.98", "ridge-0.95")
+MAIN = ("bins", "ridge-1", "ridge-0.98", "ridge-0.97", "ridge-0.95")
 VARIANTS = tuple(name for name in GPG_CONTENDERS if name not in (*MAIN, "ridge-0.95-witness"))
 
 
@@ -285,7 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["run", "status", "report"])
     parser.add_argument("--envs", nargs="+", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--contenders", nargs="+", default=MAIN, choices=everyone)
+    parser.add_argument("--contenders", nargs="+", default=list(MAIN), choices=everyone)
     parser.add_argument("--group-sizes", nargs="+", type=int, default=[1, 4, 16, 32, 128])
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--tuning", action="store_true", help="runs to choose settings by")

@@ -104,6 +104,8 @@ def run_all(cells: Iterable[Cell], run: CellFunction, jobs: int) -> None:
     """
     missing = [cell for cell in cells if not cell.is_done]
     start, failure = time.monotonic(), None
+    # NumPy reads it when it is imported: a second thread for small matrices only waits for the first.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # A fresh process each, as Ray and torch don't survive a fork.
     pool = ProcessPoolExecutor(
         jobs,
