@@ -42,7 +42,9 @@ class Cell:
         contender: Who learns it.
         group_size: Episodes per update, or whatever the experiment says.
         seed: Of the run.
-        num_env_steps: After how many env steps it ends.
+        num_env_steps: After how many env steps it ends; or about how many it takes, if it ends
+            after a number of iterations.
+        num_iterations: After how many iterations it ends, 0 if after a number of env steps.
     """
 
     experiment: str
@@ -51,6 +53,7 @@ class Cell:
     group_size: int
     seed: int
     num_env_steps: int
+    num_iterations: int = 0
 
     @property
     def path(self) -> Path:
@@ -104,7 +107,7 @@ def run_all(cells: Iterable[Cell], run: CellFunction, jobs: int) -> None:
     """
     missing = [cell for cell in cells if not cell.is_done]
     start, failure = time.monotonic(), None
-    # NumPy reads it when it is imported: a second thread for small matrices only waits for the first.
+    # NumPy reads it when it is imported; a second thread of a small matrix only waits.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # A fresh process each, as Ray and torch don't survive a fork.
     pool = ProcessPoolExecutor(
@@ -164,7 +167,13 @@ def _run_one(cell: Cell, run: CellFunction) -> float:
 
 def last_return(result: dict[str, Any]) -> float:
     """The mean return of the episodes that ended in the last 10 % of a cell's env steps."""
-    return _mean_return(result, result["cell"]["num_env_steps"], len(result["curve"]["steps"]))
+    return _mean_return(result, env_steps(result), len(result["curve"]["steps"]))
+
+
+def env_steps(result: dict[str, Any]) -> int:
+    """How many a cell took: those it was given, if it ended after them."""
+    cell = result["cell"]
+    return result["curve"]["steps"][-1] if cell.get("num_iterations") else cell["num_env_steps"]
 
 
 def return_until(result: dict[str, Any], cpu_seconds: float) -> float:

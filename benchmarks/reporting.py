@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 
 from benchmarks.bootstrap import mean_and_error
-from benchmarks.cells import Cell, last_return
+from benchmarks.cells import Cell, env_steps, last_return
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -76,19 +76,19 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 def returns_curve(result: dict[str, Any]) -> Curve:
     """The mean return of the episodes that ended around each point."""
-    curve, budget = result["curve"], result["cell"]["num_env_steps"]
+    curve = result["curve"]
     steps, weights = np.array(curve["steps"]), np.array(curve["episodes"], float)
-    return _smooth(steps, np.array(curve["return"]), weights, budget)
+    return _smooth(steps, np.array(curve["return"]), weights, env_steps(result))
 
 
 def explained_curve(name: str) -> Callable[[dict[str, Any]], Curve]:
     """How much of the variance of returns is explained, by what the curve calls `name`."""
 
     def curve_of(result: dict[str, Any]) -> Curve:
-        curve, budget = result["curve"], result["cell"]["num_env_steps"]
+        curve = result["curve"]
         # Nothing can be said of a group without variance; far below 0 is as bad as 0.
         values = np.clip(np.nan_to_num(curve[name]), -1.0, 1.0)
-        return _smooth(np.array(curve["steps"]), values, np.ones(len(values)), budget)
+        return _smooth(np.array(curve["steps"]), values, np.ones(len(values)), env_steps(result))
 
     return curve_of
 
@@ -109,6 +109,8 @@ def draw(
     *,
     xlabel: str = "env steps (thousands)",
     unit: float = 1e3,
+    xscale: str = "linear",
+    levels: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
     """One panel per task; one line per contender: the mean over seeds, and its standard error.
 
@@ -118,6 +120,8 @@ def draw(
         path: The file, without a suffix.
         xlabel: What it is shown against.
         unit: What that is divided by.
+        xscale: Of the axis that it is shown against, as matplotlib names it.
+        levels: Task -> contender -> a value that is dashed in the contender's colour.
     """
     if not panels:
         return
@@ -128,12 +132,15 @@ def draw(
         for (name, curves), colour in zip(lines.items(), COLOURS, strict=False):
             if not curves:
                 continue
+            if name in (levels or {}).get(title, {}):
+                axis.axhline(levels[title][name], color=colour, linestyle="--", linewidth=0.8)
             at = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), POINTS)
             values = np.array([np.interp(at, *curve) for curve in curves])
             mean, error = values.mean(0), values.std(0) / max(1, len(values) - 1) ** 0.5
             axis.plot(at / unit, mean, color=colour, label=name)
             axis.fill_between(at / unit, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
         axis.set_title(title, fontsize=10)
+        axis.set_xscale(xscale)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
@@ -141,8 +148,13 @@ def draw(
         axis.set_xlabel(xlabel)
     for axis in axes[:, 0]:
         axis.set_ylabel(ylabel)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
+    # Not every panel has every line.
+    every = {
+        label: handle
+        for axis in figure.axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(every.values(), every, loc="lower center", ncols=len(every), frameon=False)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".svg"):

@@ -21,6 +21,8 @@ of the variance of returns: how much of it `baseline`, `bins`, or a `critic` exp
 SETTINGS = (
     "group_size",
     "binning",
+    "batch_mode",
+    "rollout_fragment_length",
     "baseline",
     "lambda_",
     "bootstrap_truncated",
@@ -135,6 +137,11 @@ def train(algo: Algorithm, until: Callable[[Curve], bool]) -> Curve:
 def after(num_env_steps: int) -> Callable[[Curve], bool]:
     """Says stop after that many env steps."""
     return lambda curve: curve["steps"][-1] >= num_env_steps
+
+
+def after_iterations(number: int) -> Callable[[Curve], bool]:
+    """Says stop after that many iterations."""
+    return lambda curve: len(curve["steps"]) >= number
 
 
 def explained(results: dict[str, Any]) -> dict[str, float]:

@@ -6,14 +6,12 @@ import dataclasses
 import json
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 
 from benchmarks import bootstrap, cells
 from benchmarks.cells import Cell
-from benchmarks.evidence import protocol
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +39,14 @@ def test_a_cell_says_what_was_run_and_where() -> None:
     assert result["where"]["versions"].keys() >= {"ray", "torch", "python"}
     assert result["cpu_seconds"] >= 0.0
     # The last 10 % of 100 env steps: the episodes that ended at 95 and 100, but not at 90.
+    assert cells.last_return(result) == (18 + 19) / 2
+
+
+def test_a_cell_of_iterations_ends_with_the_env_steps_it_has_taken() -> None:
+    one = dataclasses.replace(cell(3), num_env_steps=7, num_iterations=20)
+    cells._run_one(one, outcome)
+    result = one.result()
+    assert cells.env_steps(result) == 100
     assert cells.last_return(result) == (18 + 19) / 2
 
 
@@ -95,91 +101,3 @@ def test_scores_are_normalized_by_the_worst_and_the_best() -> None:
     normalized = bootstrap.normalized(scores, worst={"a": -200.0}, best={"a": -100.0})
     np.testing.assert_array_equal(normalized["a"], [0.0, 1.0, 2.0])
     assert bootstrap.mean_and_error(scores["a"]) == (-100.0, pytest.approx(100.0 / 3**0.5))
-
-
-def test_experiments_share_their_cells() -> None:
-    task = protocol.TASKS["Hopper-v5"]
-    chosen = {"Hopper-v5": dataclasses.replace(task, gpg=("ridge-0.98", 4), gpg_paper=("time", 8))}
-    with mock.patch.dict(protocol.TASKS, chosen):
-        ppo, ladder, groups = (
-            protocol.cells_of(experiment, "Hopper-v5", (7,))
-            for experiment in ("ppo", "ladder", "groups")
-        )
-    assert [cell.contender for cell in ladder][-1] == "ridge-0.98"
-    assert len({*ppo, *ladder}) == len(ppo) + len(ladder) - 3  # PPO, PPO with lambda 1, GPG
-    assert len(groups) == len({*groups}) == 2 * len(protocol.GROUP_SIZES)
-    assert {*groups} & {*ppo} == {*ppo[-2:]}
-
-
-def test_nothing_is_run_before_its_settings_are_chosen() -> None:
-    untuned = dataclasses.replace(protocol.TASKS["Ant-v5"], gpg=None)
-    with mock.patch.dict(protocol.TASKS, {"Ant-v5": untuned}):
-        assert len(protocol.cells_of("tuning", "Ant-v5")) == 2 * len(protocol.CANDIDATES)
-        with pytest.raises(SystemExit, match="tuning"):
-            protocol.cells_of("ppo", "Ant-v5")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize(("contender", "group_size"), [("rllib-ppo", 0), ("ridge-0.95", 2)])
-def test_a_run_of_the_evidence_ends_with_an_evaluation(contender: str, group_size: int) -> None:
-    """PPO with its filter of observations, on fresh episodes of Pendulum, all 200 steps long."""
-    from benchmarks.evidence import rllib_runs
-
-    outcome = rllib_runs.run(Cell("x", "Pendulum-v1", contender, group_size, 0, 800))
-    curve = outcome["curve"]
-    assert curve["steps"][-1] >= 800
-    assert set(curve["length"]) == {200.0}
-    # PPO leaves some unfinished.
-    assert 0 < sum(curve["episodes"]) <= curve["steps"][-1] / 200
-    assert [len(outcome["evaluation"][how]) for how in ("sampled", "greedy")] == [20, 20]
-    assert all(-2000.0 < value < 0.0 for value in outcome["evaluation"]["sampled"])
-    json.dumps(outcome, allow_nan=False)
-
-
-def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """GPG ends a little behind PPO, in half of the time: by then PPO has come half as far."""
-    from benchmarks.evidence import report
-
-    chosen = {"gpg": ("ridge-0.98", 4), "gpg_paper": ("time", 8)}
-    task = dataclasses.replace(protocol.TASKS["Acrobot-v1"], **chosen)
-    monkeypatch.setattr(protocol, "TASKS", {"Acrobot-v1": task})
-    monkeypatch.setattr(report, "TASKS", {"Acrobot-v1": task})
-    seconds = {"rllib-ppo": 20.0, "ridge-0.98": 10.0}
-    for one in protocol.cells_of("ppo", "Acrobot-v1"):
-        if one.contender not in seconds:
-            continue
-        share = np.linspace(0.01, 1.0, 100)
-        final = (100.0 if one.contender == "rllib-ppo" else 90.0) + one.seed / 1000
-        cells._run_one(
-            one,
-            lambda of, share=share, final=final: {
-                "curve": {
-                    "steps": (share * of.num_env_steps).tolist(),
-                    "return": (share * final).tolist(),
-                    "length": [1.0] * 100,
-                    "episodes": [1] * 100,
-                    "cpu_seconds": (share * seconds[of.contender]).tolist(),
-                },
-                "evaluation": {"sampled": [final] * 20, "greedy": [final] * 20},
-            },
-        )
-    runs = report.runs_of_ppo()
-    found = report.compare(runs, protocol.GPG, protocol.RLLIB_PPO)
-    assert (found["env steps"].value, found["CPU time"].value) == (0.0, 1.0)
-    assert "| Acrobot-v1 | rllib-ppo | 100 ± 0 (5) | 90 ± 0 (5) |" in report.table_of_losses(runs)
-    assert "| 100 ± 0 (5) | not run | not run | not run | 90 ± 0 (5) |" in report.table_of_returns(
-        runs
-    )
-    page = tmp_path / "ppo.md"
-    page.write_text(report.PAGE.read_text())
-    monkeypatch.setattr(report, "PAGE", page)
-    monkeypatch.setattr(report.reporting, "DOCS", tmp_path)
-    report.write(runs)
-    assert "| rllib-ppo | 0.00 (0.00 to 0.00) | 1.00 (1.00 to 1.00) |" in page.read_text()
-    pictures = {path.name for path in (tmp_path / "images").iterdir()}
-    assert pictures == {
-        f"ppo_{a}.{s}" for a in ("steps", "cpu_seconds", "updates") for s in ("png", "svg")
-    }

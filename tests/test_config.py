@@ -293,6 +293,12 @@ def test_a_group_of_one_is_warned_of_only_where_nothing_can_be_learned(
     assert any("nothing will be learned" in str(w.message) for w in recwarn) == warns
 
 
+def test_a_single_rollout_holds_episodes_to_compare() -> None:
+    config = cartpole().training(group_size=1)
+    config.env_runners(batch_mode="truncate_episodes", rollout_fragment_length=128)
+    check_spaces(config, spaces_of(gym.spaces.Box(-1.0, 1.0, (4,))))
+
+
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("way", ["model_config", "spec", "several specs", "model", "dict"])
 def test_a_shared_value_network_in_a_model_config_is_refused(way: str, shared: bool) -> None:

@@ -6,16 +6,40 @@ import argparse
 from typing import Any
 
 from benchmarks.cells import Cell, run_all, status
-from benchmarks.evidence.protocol import EXPERIMENTS, SB3_PPO, TASKS, cells_of
+from benchmarks.evidence import paper, protocol, signal_to_noise, simulators
+
+ENVS = tuple(dict.fromkeys([*protocol.TASKS, *paper.PAPER_TASKS]))
+OTHERS = {
+    "table1": paper.table1_cells,
+    "binnings": paper.binnings_cells,
+    "simulators": simulators.cells_of,
+    "signal": signal_to_noise.cells_of,
+}
+EXPERIMENTS = (*protocol.EXPERIMENTS, *OTHERS)
+
+
+def cells_of(experiment: str, env: str, seeds: tuple[int, ...] | None) -> list[Cell]:
+    """The cells of an experiment on one env; none if it isn't one of its tasks."""
+    if experiment in OTHERS:
+        return OTHERS[experiment](env, seeds)
+    return protocol.cells_of(experiment, env, seeds) if env in protocol.TASKS else []
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Runs a cell with the library that it is of."""
-    # Here, so that no contender's process holds the other's libraries.
-    if cell.contender == SB3_PPO:
+    # Imported here, so that no contender's process holds the other's libraries.
+    if cell.experiment == simulators.EXPERIMENT:
+        return simulators.run(cell)
+    if cell.experiment == signal_to_noise.EXPERIMENT:
+        return signal_to_noise.run(cell)
+    if cell.contender == protocol.SB3_PPO:
         from benchmarks.evidence import sb3_runs
 
         return sb3_runs.run(cell)
+    if cell.num_iterations:
+        from benchmarks.evidence import paper_runs
+
+        return paper_runs.run(cell)
     from benchmarks.evidence import rllib_runs
 
     return rllib_runs.run(cell)
@@ -25,21 +49,26 @@ def main() -> None:
     """Does what the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence")
     parser.add_argument("what", choices=["run", "status", "report"])
-    parser.add_argument("experiments", nargs="+", choices=EXPERIMENTS)
-    parser.add_argument("--envs", nargs="+", choices=TASKS, default=list(TASKS))
+    # A default that is a list isn't taken with choices.
+    parser.add_argument("experiments", nargs="*", choices=(*EXPERIMENTS, "all"), default="all")
+    parser.add_argument("--envs", nargs="+", choices=ENVS, default=list(ENVS))
+    parser.add_argument("--group-sizes", nargs="+", type=int, help="only those, and PPO's 0")
     parser.add_argument("--seeds", nargs="+", type=int, help="others than the protocol's")
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time")
     arguments = parser.parse_args()
     if arguments.what == "report":
-        from benchmarks.evidence import report
+        from benchmarks.evidence import paper_page, ppo_page, why_page
 
-        report.write(report.runs_of_ppo())
+        for page in (ppo_page, paper_page, why_page):
+            page.write()
         return
+    seeds = arguments.seeds and tuple(arguments.seeds)
     cells = [
         cell
-        for experiment in arguments.experiments
+        for experiment in (EXPERIMENTS if "all" in arguments.experiments else arguments.experiments)
         for env in arguments.envs
-        for cell in cells_of(experiment, env, arguments.seeds and tuple(arguments.seeds))
+        for cell in cells_of(experiment, env, seeds)
+        if cell.group_size in (arguments.group_sizes or [cell.group_size])
     ]
     # Seed by seed, so that what is there at any time is the same of all.
     cells = sorted(dict.fromkeys(cells), key=lambda cell: cell.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_RL_MODULE
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from benchmarks.cells import Cell
 from benchmarks.evidence.protocol import (
@@ -17,9 +19,8 @@ from benchmarks.evidence.protocol import (
     EVALUATION_EPISODES,
     PPO_LAMBDA_1,
     TASKS,
-    Task,
 )
-from benchmarks.training import EndedEpisodes, ScaleRewards, after, settings_of, train
+from benchmarks.training import Curve, EndedEpisodes, ScaleRewards, after, settings_of, train
 from rllib_gpg import GPGConfig
 from rllib_gpg.sampling import GroupEnvRunner
 
@@ -27,13 +28,22 @@ HIDDENS = [64, 64]
 
 
 def run(cell: Cell) -> dict[str, Any]:
+    """Runs a cell of the protocol."""
+    return train_and_evaluate(config_of(cell), cell, after(cell.num_env_steps))
+
+
+def train_and_evaluate(
+    config: AlgorithmConfig, cell: Cell, until: Callable[[Curve], bool]
+) -> dict[str, Any]:
     """Trains, evaluates; gives settings, learning curve, and the evaluation's returns."""
-    config = _config_of(cell)
+    config.callbacks(EndedEpisodes)
+    config.debugging(seed=cell.seed, log_level="ERROR", log_sys_usage=False)
     algo = config.build_algo()
     try:
-        curve = train(algo, after(cell.num_env_steps))
+        curve = train(algo, until)
+        # Seeds of its own, the same for all contenders.
         evaluation = {
-            name: _returns(algo, cell.seed, explore)
+            name: returns_of(algo, cell.env, 10_000 + cell.seed, explore)
             for name, explore in (("sampled", True), ("greedy", False))
         }
     finally:
@@ -41,26 +51,36 @@ def run(cell: Cell) -> dict[str, Any]:
     return {"settings": settings_of(config), "curve": curve, "evaluation": evaluation}
 
 
-def _config_of(cell: Cell) -> AlgorithmConfig:
+def config_of(cell: Cell) -> AlgorithmConfig:
+    """The config of a contender of the protocol."""
     task = TASKS[cell.env]
-    is_gpg = cell.contender in ADVANTAGES
-    config = _gpg_config(cell, task) if is_gpg else _ppo_config(cell, task)
-    config.environment(cell.env).callbacks(EndedEpisodes)
-    # Falls to 0 over the run.
-    config.training(lr=[[0, config.lr], [cell.num_env_steps, 0.0]], gamma=task.gamma)
-    return config.debugging(seed=cell.seed, log_level="ERROR", log_sys_usage=False)
+    config: AlgorithmConfig
+    if cell.contender in ADVANTAGES:
+        config = gpg_config(cell.group_size, task.is_continuous)
+        config.training(**task.update, **ADVANTAGES[cell.contender])
+    else:
+        config = ppo_config(8, task.is_continuous, task.gamma)
+        config.training(**task.ppo, lambda_=1.0 if cell.contender == PPO_LAMBDA_1 else 0.95)
+    config.environment(cell.env)
+    return config.training(lr=falling(config.lr, cell), gamma=task.gamma)
 
 
-def _gpg_config(cell: Cell, task: Task) -> GPGConfig:
-    config = GPGConfig().env_runners(num_envs_per_env_runner=cell.group_size)
-    model = {"free_log_std": True, "normalize_observations": True} if task.is_continuous else {}
+def falling(lr: float, cell: Cell) -> list[list[float]]:
+    """A learning rate that falls to 0 over the run."""
+    return [[0, lr], [cell.num_env_steps, 0.0]]
+
+
+def gpg_config(group_size: int, is_continuous: bool) -> GPGConfig:
+    """GPG, with the env steps of a group side by side in one process."""
+    config = GPGConfig().env_runners(num_envs_per_env_runner=group_size)
+    model = {"free_log_std": True, "normalize_observations": True} if is_continuous else {}
     config.rl_module(model_config={"fcnet_hiddens": HIDDENS, **model})
-    config.training(group_size=cell.group_size, **task.update, **ADVANTAGES[cell.contender])
-    return config
+    return config.training(group_size=group_size)
 
 
-def _ppo_config(cell: Cell, task: Task) -> PPOConfig:
-    config = PPOConfig().env_runners(num_env_runners=0, num_envs_per_env_runner=8)
+def ppo_config(num_envs: int, is_continuous: bool, gamma: float) -> PPOConfig:
+    """RLlib's PPO, with what CleanRL's has and RLlib's defaults don't."""
+    config = PPOConfig().env_runners(num_env_runners=0, num_envs_per_env_runner=num_envs)
     config.rl_module(
         model_config={
             "fcnet_hiddens": HIDDENS,
@@ -68,12 +88,10 @@ def _ppo_config(cell: Cell, task: Task) -> PPOConfig:
             "fcnet_kernel_initializer": "orthogonal_",
             "fcnet_kernel_initializer_kwargs": {"gain": 2**0.5},
             "vf_share_layers": False,
-            "free_log_std": task.is_continuous,
+            "free_log_std": is_continuous,
         }
     )
     config.training(
-        **task.ppo,
-        lambda_=1.0 if cell.contender == PPO_LAMBDA_1 else 0.95,
         clip_param=0.2,
         vf_loss_coeff=0.5,
         vf_clip_param=float("inf"),
@@ -81,24 +99,39 @@ def _ppo_config(cell: Cell, task: Task) -> PPOConfig:
         grad_clip=0.5,
         grad_clip_by="global_norm",
     )
-    if task.is_continuous:
+    if is_continuous:
         config.env_runners(env_to_module_connector=lambda *_, **__: MeanStdFilter())
-        config.learners(learner_connector=lambda *_, **__: ScaleRewards(gamma=task.gamma))
+        config.learners(learner_connector=lambda *_, **__: ScaleRewards(gamma=gamma))
     return config
 
 
-def _returns(algo: Algorithm, seed: int, explore: bool) -> list[float]:
-    """The returns of fresh episodes, all of which were started and finished."""
+def returns_of(algo: Algorithm, env: str, seed: int, explore: bool, **where: Any) -> list[float]:
+    """The returns of fresh episodes."""
+    episodes = fresh_episodes(algo, env, seed, explore, **where)
+    return [round(float(np.sum(episode.get_rewards())), 3) for episode in episodes]
+
+
+def fresh_episodes(
+    algo: Algorithm,
+    env: str,
+    seed: int,
+    explore: bool,
+    number: int = EVALUATION_EPISODES,
+    vectorize: str = "sync",
+) -> list[SingleAgentEpisode]:
+    """Some episodes of the policy as it is, all of which were started and finished."""
     config = algo.config.copy(copy_frozen=False)
-    # Seeds of its own, the same for all contenders.
-    config.debugging(seed=10_000 + seed).callbacks(callbacks_class=[])
-    config.env_runners(num_envs_per_env_runner=EVALUATION_EPISODES)
+    config.debugging(seed=seed).callbacks(callbacks_class=[])
+    config.environment(env).env_runners(
+        num_envs_per_env_runner=EVALUATION_EPISODES,
+        gym_env_vectorize_mode=vectorize,
+        batch_mode="complete_episodes",
+    )
     runner = GroupEnvRunner(config=config)
     try:
         state = algo.env_runner.get_state([COMPONENT_ENV_TO_MODULE_CONNECTOR])
         # GPG's own env runner has the weights before the last update.
         runner.set_state({**state, COMPONENT_RL_MODULE: algo.get_module().get_state()})
-        episodes = runner.sample(num_episodes=EVALUATION_EPISODES, explore=explore)
+        return runner.sample(num_episodes=number, explore=explore)
     finally:
         runner.stop()
-    return [round(float(np.sum(episode.get_rewards())), 3) for episode in episodes]

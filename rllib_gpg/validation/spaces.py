@@ -35,8 +35,9 @@ def check_spaces(config: AlgorithmConfig, spaces: dict[str, tuple[gym.Space, gym
         binning, baseline = resolve_binning(module_config.binning), baseline_of(module_config)
         module_space = spaces[module_id][0]
         baseline.check_space(_num_numbers(module_space))
-        # Several agents of one episode are a group.
-        alone = config.group_size == 1 and not config.is_multi_agent
+        # Several agents of one episode are a group, and so are the episodes of one rollout.
+        whole = config.batch_mode == "complete_episodes"
+        alone = config.group_size == 1 and whole and not config.is_multi_agent
         carried = baseline.remembers and keys_last(binning)
         if alone and not carried and (isinstance(binning, TimeBinning) or baseline.remembers):
             bins = (

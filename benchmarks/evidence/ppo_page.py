@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -12,16 +11,21 @@ from benchmarks.bootstrap import (
     Estimate,
     Scores,
     interquartile_mean,
-    mean_and_error,
     normalized,
     probability_of_improvement,
 )
 from benchmarks.cells import return_until
 from benchmarks.evidence.protocol import CONTENDERS, GPG, RLLIB_PPO, SB3_PPO, TASKS, cells_of
-from benchmarks.reporting import Curve
+from benchmarks.evidence.tables import (
+    Result,
+    at_the_end,
+    curve_against,
+    final,
+    markdown,
+    mean_at_the_end,
+)
 
 PAGE = reporting.DOCS / "results" / "ppo.md"
-Result = dict[str, Any]
 Runs = dict[str, dict[str, list[Result]]]
 """Contender -> task -> what its cells say, seed by seed."""
 
@@ -39,11 +43,6 @@ def runs_of_ppo() -> Runs:
                 name = CONTENDERS[position % len(CONTENDERS)]
                 runs[name].setdefault(env, []).append(cell.result())
     return runs
-
-
-def at_the_end(result: Result) -> float:
-    """The mean return of the final evaluation, with actions as in training."""
-    return float(np.mean(result["evaluation"]["sampled"]))
 
 
 def at_equal_time(ours: list[Result], theirs: list[Result]) -> tuple[np.ndarray, np.ndarray]:
@@ -77,10 +76,10 @@ def compare(runs: Runs, ours: str, theirs: str) -> dict[str, Estimate]:
 def table_of_returns(runs: Runs) -> str:
     """Final returns, a row per task."""
     rows = [
-        [env, f"{task.num_env_steps:,}", *(_final(runs[name].get(env, [])) for name in CONTENDERS)]
+        [env, f"{task.num_env_steps:,}", *(final(runs[name].get(env, [])) for name in CONTENDERS)]
         for env, task in TASKS.items()
     ]
-    return _markdown(["task", "env steps", *CONTENDERS], rows)
+    return markdown(["task", "env steps", *CONTENDERS], rows)
 
 
 def table_of_comparisons(runs: Runs) -> str:
@@ -90,7 +89,7 @@ def table_of_comparisons(runs: Runs) -> str:
         if runs[GPG].keys() & runs[theirs].keys():
             found = compare(runs, GPG, theirs)
             rows.append([theirs, _interval(found["env steps"]), _interval(found["CPU time"])])
-    return _markdown([f"`{GPG}` against", "at equal env steps", "at equal CPU time"], rows)
+    return markdown([f"`{GPG}` against", "at equal env steps", "at equal CPU time"], rows)
 
 
 def table_of_interquartile_means(runs: Runs) -> str:
@@ -99,14 +98,14 @@ def table_of_interquartile_means(runs: Runs) -> str:
     if not tasks:
         return "Not run on any task by all."
     worst = {env: _untrained(runs[RLLIB_PPO][env]) for env in tasks}
-    best = {env: float(np.mean([*map(at_the_end, runs[RLLIB_PPO][env])])) for env in tasks}
+    best = {env: mean_at_the_end(runs[RLLIB_PPO][env]) for env in tasks}
 
     def scores(name: str) -> Scores:
         finals = {env: np.array([*map(at_the_end, runs[name][env])]) for env in sorted(tasks)}
         return normalized(finals, worst, best)
 
     rows = [[name, _interval(interquartile_mean(scores(name)))] for name in CONTENDERS]
-    return _markdown(["contender", f"interquartile mean over {len(tasks)} tasks"], rows)
+    return markdown(["contender", f"interquartile mean over {len(tasks)} tasks"], rows)
 
 
 def table_of_losses(runs: Runs) -> str:
@@ -118,13 +117,14 @@ def table_of_losses(runs: Runs) -> str:
         own = runs[GPG].get(env)
         for name in (RLLIB_PPO, SB3_PPO):
             theirs = runs[name].get(env)
-            if own and theirs and _mean(theirs) > _mean(own):
-                rows.append([env, name, _final(theirs), _final(own)])
-    return _markdown(["task", "behind", "theirs", GPG], rows) if rows else "Nowhere so far."
+            if own and theirs and mean_at_the_end(theirs) > mean_at_the_end(own):
+                rows.append([env, name, final(theirs), final(own)])
+    return markdown(["task", "behind", "theirs", GPG], rows) if rows else "Nowhere so far."
 
 
-def write(runs: Runs) -> None:
+def write() -> None:
     """Rewrites the tables of the page, and draws its pictures once there is something to draw."""
+    runs = runs_of_ppo()
     tables: Mapping[str, Callable[[Runs], str]] = {
         "losses": table_of_losses,
         "returns": table_of_returns,
@@ -135,7 +135,10 @@ def write(runs: Runs) -> None:
         reporting.write_table(PAGE, name, table(runs))
     for axis in ("steps", "cpu_seconds", "updates"):
         panels = {
-            env: {name: [_curve(r, axis) for r in runs[name].get(env, [])] for name in CONTENDERS}
+            env: {
+                name: [curve_against(r, axis) for r in runs[name].get(env, [])]
+                for name in CONTENDERS
+            }
             for env in TASKS
             if any(env in of_tasks for of_tasks in runs.values())
         }
@@ -146,36 +149,9 @@ def write(runs: Runs) -> None:
         )
 
 
-def _curve(result: Result, axis: str) -> Curve:
-    at, returns = reporting.returns_curve(result)
-    if axis == "steps":
-        return at, returns
-    curve = result["curve"]
-    known = {**curve, "updates": list(range(1, 1 + len(curve["steps"])))}
-    return np.interp(at, curve["steps"], known[axis]), returns
-
-
 def _untrained(results: list[Result]) -> float:
     return float(np.mean([result["curve"]["return"][0] for result in results]))
 
 
-def _mean(results: list[Result]) -> float:
-    return float(np.mean([*map(at_the_end, results)]))
-
-
-def _final(results: list[Result]) -> str:
-    if not results:
-        return "not run"
-    mean, error = mean_and_error([*map(at_the_end, results)])
-    if len(results) == 1:
-        return f"{mean:,.0f} (1 seed)"
-    return f"{mean:,.0f} ± {error:,.0f} ({len(results)})"
-
-
 def _interval(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

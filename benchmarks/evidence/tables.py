@@ -1,0 +1,51 @@
+"""What the pages have in common: returns of runs, and tables of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks import reporting
+from benchmarks.bootstrap import mean_and_error
+from benchmarks.reporting import Curve
+
+Result = dict[str, Any]
+"""What a cell says."""
+
+
+def at_the_end(result: Result) -> float:
+    """The mean return of the final evaluation, with actions as in training."""
+    return float(np.mean(result["evaluation"]["sampled"]))
+
+
+def mean_at_the_end(results: Sequence[Result]) -> float:
+    """The mean of some runs."""
+    return float(np.mean([*map(at_the_end, results)]))
+
+
+def final(results: Sequence[Result], digits: int = 0) -> str:
+    """Mean and standard error over seeds of the final evaluation."""
+    if not results:
+        return "not run"
+    mean, error = mean_and_error([*map(at_the_end, results)])
+    if len(results) == 1:
+        return f"{mean:,.{digits}f} (1 seed)"
+    return f"{mean:,.{digits}f} ± {error:,.{digits}f} ({len(results)})"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def curve_against(result: Result, axis: str) -> Curve:
+    """The learning curve against `steps`, `cpu_seconds` or `updates`."""
+    at, returns = reporting.returns_curve(result)
+    if axis == "steps":
+        return at, returns
+    curve = result["curve"]
+    known = {**curve, "updates": list(range(1, 1 + len(curve["steps"])))}
+    return np.interp(at, curve["steps"], known[axis]), returns

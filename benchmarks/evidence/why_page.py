@@ -1,0 +1,119 @@
+"""`docs/results/why.md`: what each step from PPO to GPG is worth, and why."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks import reporting
+from benchmarks.cells import Cell
+from benchmarks.evidence import signal_to_noise
+from benchmarks.evidence.protocol import (
+    ADVANTAGES,
+    GROUP_SIZES,
+    GROUPS_TASKS,
+    LADDER,
+    LADDER_TASKS,
+    TASKS,
+    cells_of,
+)
+from benchmarks.evidence.tables import Result, curve_against, final, markdown
+
+PAGE = reporting.DOCS / "results" / "why.md"
+SURVIVORS_AT = (0, 100, 200, 400, 800)
+
+
+def write() -> None:
+    """Rewrites the tables of the page, and draws its picture of whatever has been run."""
+    reporting.write_table(PAGE, "ladder", table_of_the_ladder())
+    reporting.write_table(PAGE, "groups", table_of_groups())
+    reporting.write_table(PAGE, "signal", table_of_signal())
+    reporting.write_table(PAGE, "survivors", table_of_survivors())
+    panels = {
+        env: {
+            name: [curve_against(result, "steps") for result in results]
+            for name, results in _results("ladder", env).items()
+        }
+        for env in LADDER_TASKS
+    }
+    panels = {env: lines for env, lines in panels.items() if any(lines.values())}
+    reporting.draw(panels, "mean return", reporting.DOCS / "images" / "ladder")
+
+
+def table_of_the_ladder() -> str:
+    """A row per rung, a column per task."""
+    found = {env: _results("ladder", env) for env in LADDER_TASKS}
+    # The last rung is GPG as recommended, whose settings each task names differently.
+    rows = []
+    for number, rung in enumerate(LADDER):
+        results = [list(of_env.values())[number : number + 1] for of_env in found.values()]
+        rows.append([rung, *(final(result[0] if result else []) for result in results)])
+    return markdown(["rung", *LADDER_TASKS], rows)
+
+
+def table_of_groups() -> str:
+    """A row per task and group size."""
+    rows = []
+    for env in GROUPS_TASKS:
+        found = _results("groups", env, by_size=True)
+        for n in GROUP_SIZES:
+            pair = [results for name, results in found.items() if name.endswith(f" {n}")]
+            updates = [str(round(np.mean([_updates(r) for r in of]))) if of else "" for of in pair]
+            pair, updates = pair or [[], []], updates or ["", ""]
+            rows.append([env, str(n), final(pair[0]), updates[0], final(pair[1]), updates[1]])
+    return markdown(["task", "N", "time bins", "updates", "ridge", "updates"], rows)
+
+
+def table_of_signal() -> str:
+    """Signal to noise, and the cosine to the gradient that isn't biased."""
+    rows = []
+    for env in LADDER_TASKS:
+        for cell in signal_to_noise.cells_of(env):
+            for point, steps in enumerate(_points(cell)):
+                rows.append([env, f"{steps:,}", *_signals(cell, point)])
+    return markdown(["task", "env steps", *ADVANTAGES], rows)
+
+
+def table_of_survivors() -> str:
+    """The share of episodes that go on after so many steps."""
+    rows = []
+    for env in LADDER_TASKS:
+        for cell in signal_to_noise.cells_of(env):
+            for point, steps in enumerate(_points(cell)):
+                if cell.is_done:
+                    lengths = np.array(cell.result()["points"][point]["lengths"])
+                    shares = [f"{(lengths > t).mean():.2f}" for t in SURVIVORS_AT]
+                else:
+                    shares = ["not run"] * len(SURVIVORS_AT)
+                rows.append([env, f"{steps:,}", *shares])
+    return markdown(["task", "env steps", *(f"t = {t}" for t in SURVIVORS_AT)], rows)
+
+
+def _points(cell: Cell) -> list[int]:
+    number = signal_to_noise.POINTS
+    return [point * cell.num_env_steps // (number - 1) for point in range(number)]
+
+
+def _signals(cell: Cell, point: int) -> list[str]:
+    if not cell.is_done:
+        return ["not run"] * len(ADVANTAGES)
+    estimates = cell.result()["points"][point]["estimates"]
+    return [
+        f"{estimates[name]['signal_to_noise']:.3f} ({estimates[name]['cosine']:.2f})"
+        for name in ADVANTAGES
+    ]
+
+
+def _updates(result: Result) -> int:
+    return len(result["curve"]["steps"])
+
+
+def _results(experiment: str, env: str, by_size: bool = False) -> dict[str, list[Result]]:
+    """Contender -> its cells that have been run; nothing before tuning has chosen settings."""
+    task = TASKS[env]
+    if task.gpg is None or task.gpg_paper is None:
+        return {}
+    found: dict[str, list[Result]] = {}
+    for cell in cells_of(experiment, env):
+        name = f"{cell.contender} {cell.group_size}" if by_size else cell.contender
+        found.setdefault(name, []).extend([cell.result()] if cell.is_done else [])
+    return found

@@ -1,0 +1,232 @@
+"""The evidence: what is run is what the protocol says, and what is reported is what was run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from benchmarks import cells
+from benchmarks.cells import Cell
+from benchmarks.evidence import paper, protocol, signal_to_noise, simulators
+from benchmarks.evidence.__main__ import ENVS, EXPERIMENTS, cells_of, run_cell
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_experiments_share_their_cells() -> None:
+    task = protocol.TASKS["Hopper-v5"]
+    chosen = {"Hopper-v5": dataclasses.replace(task, gpg=("ridge-0.98", 4), gpg_paper=("time", 8))}
+    with mock.patch.dict(protocol.TASKS, chosen):
+        ppo, ladder, groups = (
+            protocol.cells_of(experiment, "Hopper-v5", (7,))
+            for experiment in ("ppo", "ladder", "groups")
+        )
+    assert [cell.contender for cell in ladder][-1] == "ridge-0.98"
+    assert len({*ppo, *ladder}) == len(ppo) + len(ladder) - 3  # PPO, PPO with lambda 1, GPG
+    assert len(groups) == len({*groups}) == 2 * len(protocol.GROUP_SIZES)
+    assert {*groups} & {*ppo} == {*ppo[-2:]}
+
+
+def test_nothing_is_run_before_its_settings_are_chosen() -> None:
+    untuned = dataclasses.replace(protocol.TASKS["Ant-v5"], gpg=None)
+    with mock.patch.dict(protocol.TASKS, {"Ant-v5": untuned}):
+        assert len(protocol.cells_of("tuning", "Ant-v5")) == 2 * len(protocol.CANDIDATES)
+        with pytest.raises(SystemExit, match="tuning"):
+            protocol.cells_of("ppo", "Ant-v5")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(("contender", "group_size"), [("rllib-ppo", 0), ("ridge-0.95", 2)])
+def test_a_run_of_the_evidence_ends_with_an_evaluation(contender: str, group_size: int) -> None:
+    """PPO with its filter of observations, on fresh episodes of Pendulum, all 200 steps long."""
+    outcome = run_cell(Cell("x", "Pendulum-v1", contender, group_size, 0, 800))
+    curve = outcome["curve"]
+    assert curve["steps"][-1] >= 800
+    assert set(curve["length"]) == {200.0}
+    # PPO leaves some unfinished.
+    assert 0 < sum(curve["episodes"]) <= curve["steps"][-1] / 200
+    assert [len(outcome["evaluation"][how]) for how in ("sampled", "greedy")] == [20, 20]
+    assert all(-2000.0 < value < 0.0 for value in outcome["evaluation"]["sampled"])
+    json.dumps(outcome, allow_nan=False)
+
+
+def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPG ends a little behind PPO, in half of the time: by then PPO has come half as far."""
+    from benchmarks.evidence import ppo_page as report
+
+    chosen = {"gpg": ("ridge-0.98", 4), "gpg_paper": ("time", 8)}
+    task = dataclasses.replace(protocol.TASKS["Acrobot-v1"], **chosen)
+    monkeypatch.setattr(protocol, "TASKS", {"Acrobot-v1": task})
+    monkeypatch.setattr(report, "TASKS", {"Acrobot-v1": task})
+    seconds = {"rllib-ppo": 20.0, "ridge-0.98": 10.0}
+    for one in protocol.cells_of("ppo", "Acrobot-v1"):
+        if one.contender not in seconds:
+            continue
+        share = np.linspace(0.01, 1.0, 100)
+        final = (100.0 if one.contender == "rllib-ppo" else 90.0) + one.seed / 1000
+        cells._run_one(
+            one,
+            lambda of, share=share, final=final: {
+                "curve": {
+                    "steps": (share * of.num_env_steps).tolist(),
+                    "return": (share * final).tolist(),
+                    "length": [1.0] * 100,
+                    "episodes": [1] * 100,
+                    "cpu_seconds": (share * seconds[of.contender]).tolist(),
+                },
+                "evaluation": {"sampled": [final] * 20, "greedy": [final] * 20},
+            },
+        )
+    runs = report.runs_of_ppo()
+    found = report.compare(runs, protocol.GPG, protocol.RLLIB_PPO)
+    assert (found["env steps"].value, found["CPU time"].value) == (0.0, 1.0)
+    assert "| Acrobot-v1 | rllib-ppo | 100 ± 0 (5) | 90 ± 0 (5) |" in report.table_of_losses(runs)
+    assert "| 100 ± 0 (5) | not run | not run | not run | 90 ± 0 (5) |" in report.table_of_returns(
+        runs
+    )
+    page = tmp_path / "ppo.md"
+    page.write_text(report.PAGE.read_text())
+    monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(report.reporting, "DOCS", tmp_path)
+    report.write()
+    assert "| rllib-ppo | 0.00 (0.00 to 0.00) | 1.00 (1.00 to 1.00) |" in page.read_text()
+    pictures = {path.name for path in (tmp_path / "images").iterdir()}
+    assert pictures == {
+        f"ppo_{a}.{s}" for a in ("steps", "cpu_seconds", "updates") for s in ("png", "svg")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("env", "contender", "group_size", "steps"),
+    [
+        # Rollouts of 128 steps.
+        ("CartPole-v1", "time", 1, 256),
+        ("CartPole-v1", "rllib-ppo", 4, 1024),
+        # Whole episodes of 1,000 steps, as the untrained policy doesn't find the goal.
+        ("CliffWalking-v1", "time", 2, 4000),
+    ],
+)
+def test_a_run_of_the_paper_ends_after_its_iterations(
+    env: str, contender: str, group_size: int, steps: int
+) -> None:
+    cell = paper._cell(paper.TABLE, env, contender, group_size, seed=7)
+    outcome = run_cell(dataclasses.replace(cell, num_iterations=2))
+    assert outcome["curve"]["steps"][-1] == steps
+    assert len(outcome["evaluation"]["sampled"]) == 20
+    json.dumps(outcome, allow_nan=False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_the_simulators_are_asked_about_the_same_policies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulators, "EPISODES", 40)
+    (cell,) = simulators.cells_of("CartPole-v1")
+    returns = run_cell(dataclasses.replace(cell, num_iterations=15))["returns"]
+    untrained, trained = (
+        [np.mean(returns[policy][where]) for where in ("gymnasium", "envpool")]
+        for policy in ("untrained", "trained")
+    )
+    assert max(untrained) < 40.0 < 80.0 < min(trained)
+    assert all(simulators.p_value(of_policy) > 1e-4 for of_policy in returns.values())
+    # Two policies are told apart.
+    both = {
+        "gymnasium": returns["untrained"]["gymnasium"],
+        "envpool": returns["trained"]["envpool"],
+    }
+    assert simulators.p_value(both) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_signal_is_measured_before_and_after_learning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal_to_noise, "GROUPS", 16)
+    (cell,) = signal_to_noise.cells_of("LunarLander-v3")
+    points = run_cell(dataclasses.replace(cell, num_env_steps=1000))["points"]
+    assert [len(point["lengths"]) for point in points] == [4 * 26] * 3
+    for point in points:
+        assert point["estimates"].keys() == protocol.ADVANTAGES.keys()
+        assert point["estimates"]["time"]["cosine"] == pytest.approx(1.0, abs=1e-6)
+        assert all(np.isfinite(list(found.values())).all() for found in point["estimates"].values())
+
+
+def test_signal_to_noise_of_a_known_distribution() -> None:
+    """A mean of squared length 25 in noise of 100 dimensions with variance 4 each."""
+    rng, mean = np.random.default_rng(0), np.eye(100)[0] * 5.0
+    gradients = mean + 2.0 * rng.normal(size=(2000, 100))
+    found = signal_to_noise.signal(gradients, mean)
+    assert found["signal_to_noise"] == pytest.approx(25 / 400, rel=0.05)
+    assert found["cosine"] > 0.99
+    # Noise alone has no signal, however few groups there are.
+    nothing = [
+        signal_to_noise.signal(rng.normal(size=(8, 100)), mean)["signal_to_noise"]
+        for _ in range(200)
+    ]
+    assert np.mean(nothing) < 0.01
+
+
+def test_every_experiment_has_cells_and_none_twice() -> None:
+    untuned = {"ppo", "ladder", "groups"}
+    for experiment in set(EXPERIMENTS) - untuned:
+        found = [cell for env in ENVS for cell in cells_of(experiment, env, None)]
+        assert len(found) == len({cell.path for cell in found}) > 0
+    table = [cell for env in ENVS for cell in cells_of("table1", env, None)]
+    assert len(table) == 4 * 5 * 2 * 4
+    assert {cell.num_iterations for cell in table} == {200}
+
+
+def outcome_of(value: Callable[[Cell], float]) -> Callable[[Cell], dict[str, Any]]:
+    def run(of: Cell) -> dict[str, Any]:
+        numbers = np.arange(1, 11)
+        curve = {
+            "steps": (numbers * 100).tolist(),
+            "return": np.linspace(0.0, value(of), 10).tolist(),
+            "episodes": [1] * 10,
+            "cpu_seconds": numbers.tolist(),
+        }
+        return {"curve": curve, "evaluation": {"sampled": [value(of)] * 20}}
+
+    return run
+
+
+def test_the_papers_page_has_its_figures_beside_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CartPole as in the paper, but for N 16; LunarLander with the binnings that were run."""
+    from benchmarks.evidence import paper_page
+
+    for one in paper.table1_cells("CartPole-v1"):
+        if one.contender == "time":
+            below = 100.0 if one.group_size == 16 else 0.0
+            published = paper.PUBLISHED["CartPole-v1"][one.group_size][0][0]
+            cells._run_one(one, outcome_of(lambda _, value=published - below: value))
+    for one in paper.binnings_cells("LunarLander-v3"):
+        if one.group_size == 4:
+            cells._run_one(one, outcome_of(lambda of: float(of.seed)))
+    page = tmp_path / "paper.md"
+    page.write_text(paper_page.PAGE.read_text())
+    monkeypatch.setattr(paper_page, "PAGE", page)
+    monkeypatch.setattr(paper_page.reporting, "DOCS", tmp_path)
+    paper_page.write()
+    text = page.read_text()
+    assert "| CartPole-v1 | 32 | 481 ± 11 | 481 ± 0 (4) | 443 ± 15 | not run |" in text
+    short = text.split("Below the paper")[1].split("## Figure 4")[0]
+    assert short.count("| CartPole-v1 |") == 1 and "| CartPole-v1 | 16 | 428 ± 33 |" in short
+    assert "| spatial | not run | 100 ± 0 (2) | not run | not run |" in text.replace("± 1", "± 0")
+    pictures = {path.name for path in (tmp_path / "images").glob("*.png")}
+    assert pictures == {"paper_gpg.png", "paper_env_steps.png", "paper_binnings.png"}
