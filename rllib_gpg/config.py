@@ -17,10 +17,13 @@ from ray.rllib.utils.annotations import override
 from rllib_gpg.advantages.baselines import Baseline
 from rllib_gpg.advantages.binning import BinningFunction
 from rllib_gpg.advantages.connector import GroupAdvantageEstimation
+from rllib_gpg.advantages.levels import Level
 from rllib_gpg.evaluation import evaluate_episodes
 from rllib_gpg.learning.episode_ends import AddEpisodeEnds
 from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule
+from rllib_gpg.learning.surrogates import Bounds, Surrogate
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
+from rllib_gpg.learning.trajectories import OVER_STEPS, STEP, AddTrajectories
 from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
 from rllib_gpg.validation import CRITIC_SETTINGS, check_arguments, check_config, check_keys
 from rllib_gpg.validation.names import is_said
@@ -32,6 +35,8 @@ _ESTIMATOR_SETTINGS = (
     "normalize_advantages",
     "baseline",
     "lambda_",
+    "credit",
+    "second_level",
     "baseline_decay",
     "bootstrap_truncated",
 )
@@ -84,9 +89,11 @@ class GPGConfig(AlgorithmConfig):
         self.group_size = 32
         self.binning: str | BinningFunction = "time"
         self.leave_one_out = False
-        self.normalize_advantages = True
+        self.normalize_advantages: bool | str = True
         self.baseline: str | Baseline = "bins"
         self.lambda_ = 1.0
+        self.credit = "returns"
+        self.second_level: Level | None = None
         self.baseline_decay: float | None = None
         self.bootstrap_truncated = False
         self.max_episode_steps: int | None = None
@@ -98,7 +105,13 @@ class GPGConfig(AlgorithmConfig):
         self.num_minibatches: int | None = None
         self.minibatch_size = None
         self.shuffle_batch_per_epoch = True
-        self.clip_param = 0.2
+        self.surrogate: str | Surrogate = "clip"
+        self.clip_param: Bounds = 0.2
+        self.ratio_level = "step"
+        self.loss_averaging: str | float = "steps"
+        self.reference_kl_coeff = 0.0
+        self.reference: str | None = None
+        self.reference_refresh: int | None = None
         self.entropy_coeff: Any = 0.0
         self.grad_clip = 0.5
         self.use_kl_loss = False
@@ -135,13 +148,21 @@ class GPGConfig(AlgorithmConfig):
         group_size: int = NotProvided,
         binning: str | BinningFunction = NotProvided,
         leave_one_out: bool = NotProvided,
-        normalize_advantages: bool = NotProvided,
+        normalize_advantages: bool | str = NotProvided,
         baseline: str | Baseline = NotProvided,
         lambda_: float = NotProvided,
+        credit: str = NotProvided,
+        second_level: Level | None = NotProvided,
         baseline_decay: float | None = NotProvided,
         bootstrap_truncated: bool = NotProvided,
         num_minibatches: int = NotProvided,
-        clip_param: float = NotProvided,
+        surrogate: str | Surrogate = NotProvided,
+        clip_param: Bounds = NotProvided,
+        ratio_level: str = NotProvided,
+        loss_averaging: str | float = NotProvided,
+        reference_kl_coeff: float = NotProvided,
+        reference: str | None = NotProvided,
+        reference_refresh: int | None = NotProvided,
         entropy_coeff: Any = NotProvided,
         use_kl_loss: bool = NotProvided,
         kl_coeff: float = NotProvided,
@@ -164,16 +185,24 @@ class GPGConfig(AlgorithmConfig):
                 (Proposition 1: unbiased). Default False, as in the paper.
             normalize_advantages: Whether to normalise advantages by their mean and standard
                 deviation over the steps of the group, as PPO does. Makes `lr` independent of the
-                scale of rewards. Default True.
+                scale of rewards. "bins": by the standard deviation of their bin, as GRPO does with
+                universal bins, so that each bin counts the same. Default True.
             baseline: What returns are compared with: "bins" (default), the mean of the bin, as in
                 the paper; "ridge", which also sees where in the bin a state lies, by a regression
                 on fixed features that is solved in closed form and remembers earlier groups, for
                 more from each episode where groups are small or episodes long; or an object such as
                 `rllib_gpg.advantages.RidgeBaseline(num_features=128)`, also of a class of one's
-                own. With "ridge" set `lambda_` too.
+                own. With "ridge" set `lambda_` too. "none" compares with nothing (REINFORCE),
+                "optimal" with the constant that makes the gradient vary least.
             lambda_: PPO's name, and GAE's λ, over a baseline that isn't trained. Below 1, part of
                 what happens later is replaced by its value: less noise, some bias. 0.95 to 0.98 are
                 usual with "ridge"; refused with a baseline that doesn't see the state. Default 1.
+            credit: What each step is credited with: "returns" (default), the rewards from it on;
+                "outcome", the sum of all rewards of its trajectory (outcome supervision); or
+                "process", returns of rewards that are normalised over the group (process
+                supervision).
+            second_level: A second comparison whose advantages are added, such as
+                `rllib_gpg.advantages.Level("state")` (GiGPO). Default None.
             baseline_decay: The weight of each group relative to the next one in what the baseline
                 remembers, in [0, 1). Default None: that of the baseline, 0 (nothing) for "bins"
                 and 0.8 for "ridge". Above 0, a group of one learns too.
@@ -183,8 +212,26 @@ class GPGConfig(AlgorithmConfig):
             num_minibatches: Minibatches per epoch, default 4. A group's number of steps changes
                 from one iteration to the next, so that this and not `minibatch_size` keeps the
                 number of gradient steps constant. Set one of them.
-            clip_param: How far the ratio may move from 1 before a step stops counting (equation
-                2). Smaller is safer and slower; 0.1 to 0.3 are usual. Default 0.2.
+            surrogate: How the ratio pi/pi_old enters the loss: "clip" (default, equation 2);
+                "soft_gate" (SAPO); "clipped_weight" (CISPO); "unclipped", for one update per group
+                or with `use_kl_loss`; or an object such as
+                `rllib_gpg.learning.surrogates.Clip(dual=3.0)`, also of a class of one's own.
+            clip_param: How far the ratio may move from 1 before a step stops counting: one number,
+                or (lower, upper), as in DAPO's (0.2, 0.28). Of "clip" and "clipped_weight". Smaller
+                is safer and slower; 0.1 to 0.3 are usual. Default 0.2.
+            ratio_level: "step" (default), or "trajectory": one ratio per trajectory, the geometric
+                mean of those of its steps (GSPO), which are much closer to 1. Needs all of a
+                trajectory at once: `num_minibatches=1`.
+            loss_averaging: "steps" (default): the mean over all steps. "trajectories": the mean
+                over trajectories of the mean over their steps (GRPO). A number c: the mean over
+                trajectories of the sum over their steps, over c, such as the episodes' limit
+                (Dr. GRPO).
+            reference_kl_coeff: The weight of KL(policy, reference) in the loss, estimated at the
+                sampled actions. 0.01 to 0.1 are usual. Default 0: there is no reference.
+            reference: The checkpoint, of an algorithm or of a module, that the reference policy is
+                from. Default None: the policy that the run begins with.
+            reference_refresh: The reference becomes the policy after every so many updates.
+                Default None: never.
             entropy_coeff: The weight of the entropy bonus, a float or a schedule
                 `[[env steps, value], ..]`. It helps where a policy settles too early, and harms
                 where it should settle: with 0.01 LunarLander wasn't solved (one seed). Default 0.
@@ -220,10 +267,18 @@ class GPGConfig(AlgorithmConfig):
             normalize_advantages=normalize_advantages,
             baseline=baseline,
             lambda_=lambda_,
+            credit=credit,
+            second_level=second_level,
             baseline_decay=baseline_decay,
             bootstrap_truncated=bootstrap_truncated,
             num_minibatches=num_minibatches,
+            surrogate=surrogate,
             clip_param=clip_param,
+            ratio_level=ratio_level,
+            loss_averaging=loss_averaging,
+            reference_kl_coeff=reference_kl_coeff,
+            reference=reference,
+            reference_refresh=reference_refresh,
             entropy_coeff=entropy_coeff,
             use_kl_loss=use_kl_loss,
             kl_coeff=kl_coeff,
@@ -340,6 +395,17 @@ class GPGConfig(AlgorithmConfig):
         defaults = {k: v for k, v in _INITIALIZERS.items() if k.removesuffix("_kwargs") not in said}
         return given | defaults | said
 
+    @property
+    def _loss_knows_trajectories(self) -> bool:
+        """Whether some module's loss asks which trajectory a step is of."""
+        default = {"ratio_level": STEP, "loss_averaging": OVER_STEPS}
+        everyone = [vars(self), *self.algorithm_config_overrides_per_module.values()]
+        return any(
+            of_one.get(name, value) != value
+            for of_one in everyone
+            for name, value in default.items()
+        )
+
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type[Learner]:
         """Returns `GPGTorchLearner`."""
@@ -363,4 +429,12 @@ class GPGConfig(AlgorithmConfig):
                     module_overrides=self.algorithm_config_overrides_per_module,
                 )
             )
+            if self._loss_knows_trajectories:
+                pipeline.append(
+                    AddTrajectories(
+                        ratio_level=self.ratio_level,
+                        loss_averaging=self.loss_averaging,
+                        module_overrides=self.algorithm_config_overrides_per_module,
+                    )
+                )
         return pipeline

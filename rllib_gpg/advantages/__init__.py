@@ -4,7 +4,14 @@ Functions of NumPy arrays, which need no running Ray, but for the connector. Imp
 Ray all the same: `rllib_gpg` registers its trainable with Ray Tune.
 """
 
-from rllib_gpg.advantages.baselines import Baseline, BinBaseline, RidgeBaseline, Valuation
+from rllib_gpg.advantages.baselines import (
+    Baseline,
+    BinBaseline,
+    NoBaseline,
+    OptimalBaseline,
+    RidgeBaseline,
+    Valuation,
+)
 from rllib_gpg.advantages.binning import (
     SpatialBinning,
     SpatialTimeBinning,
@@ -15,12 +22,16 @@ from rllib_gpg.advantages.binning import (
 from rllib_gpg.advantages.connector import GroupAdvantageEstimation
 from rllib_gpg.advantages.estimator import estimate_advantages, estimate_group
 from rllib_gpg.advantages.grouping import BinnedGroup
+from rllib_gpg.advantages.levels import Level
 
 __all__ = [
     "Baseline",
     "BinBaseline",
     "BinnedGroup",
     "GroupAdvantageEstimation",
+    "Level",
+    "NoBaseline",
+    "OptimalBaseline",
     "RidgeBaseline",
     "SpatialBinning",
     "SpatialTimeBinning",

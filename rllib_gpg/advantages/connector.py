@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
@@ -24,7 +24,12 @@ from ray.rllib.utils.typing import EpisodeType, ModuleID, StateDict
 from rllib_gpg.advantages.baselines import Baseline, resolve_baseline
 from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import BinningFunction, resolve_binning
+from rllib_gpg.advantages.credit import check_credit
 from rllib_gpg.advantages.estimator import GroupEstimate, estimate_group
+from rllib_gpg.advantages.grouping import ScoreFunction
+from rllib_gpg.advantages.levels import Level
+from rllib_gpg.learning.columns import as_column, is_step
+from rllib_gpg.learning.scores import score_products
 
 # In a pipeline's `shared_data`: the number of the group. A group whose update was interrupted comes
 # again, under the same number, and is then the first to come after what was remembered before it.
@@ -70,9 +75,11 @@ class GroupAdvantageEstimation(ConnectorV2):
         gamma: float,
         binning: str | BinningFunction = "time",
         leave_one_out: bool = False,
-        normalize_advantages: bool = True,
+        normalize_advantages: bool | str = True,
         baseline: str | Baseline = "bins",
         lambda_: float = 1.0,
+        credit: str = "returns",
+        second_level: Level | None = None,
         baseline_decay: float | None = None,
         bootstrap_truncated: bool = False,
         fragments: bool = False,
@@ -87,9 +94,11 @@ class GroupAdvantageEstimation(ConnectorV2):
             binning: Which steps share a baseline, see `rllib_gpg.advantages.binning`.
             leave_one_out: Whether a trajectory's own return is left out of its baselines.
             normalize_advantages: Whether to normalise the advantages of a module's group by their
-                mean and standard deviation over all steps.
+                mean and standard deviation over all steps, or "bins": by that of their bin.
             baseline: What returns are compared with, see `rllib_gpg.advantages.baselines`.
             lambda_: λ of the λ-returns, as in GAE. Below 1 it needs a baseline that sees the state.
+            credit: What each step is credited with, see `rllib_gpg.advantages.credit`.
+            second_level: A second comparison, whose advantages are added.
             baseline_decay: The decay of a baseline that is given by name. None: its default.
             bootstrap_truncated: Whether the baseline completes the returns of truncated episodes.
                 Needs one that sees the state.
@@ -109,6 +118,8 @@ class GroupAdvantageEstimation(ConnectorV2):
             "normalize_advantages": normalize_advantages,
             "baseline": baseline,
             "lambda_": lambda_,
+            "credit": credit,
+            "second_level": second_level,
             "baseline_decay": baseline_decay,
             "bootstrap_truncated": bootstrap_truncated,
         }
@@ -163,6 +174,7 @@ class GroupAdvantageEstimation(ConnectorV2):
                 # Agents of one episode share its luck, and perhaps its rewards.
                 episodes=[e.multi_agent_episode_id or e.id_ for e in group],
                 names=[_name(episode) for episode in group],
+                scores=_scores(settings["baseline"], rl_module, module_id, columns, group),
                 **settings,
             )
             if estimate.memory is not None:
@@ -170,7 +182,7 @@ class GroupAdvantageEstimation(ConnectorV2):
             if columns is None:
                 self._add_items(batch, group, estimate.advantages)
             else:
-                columns[Columns.ADVANTAGES] = _as_column(estimate.advantages, columns)
+                columns[Columns.ADVANTAGES] = as_column(estimate.advantages, columns)
             if metrics is not None:
                 metrics.log_dict(_group_metrics(rewards, estimate), key=module_id, window=1)
         # All modules or, if one of them raises, none.
@@ -211,6 +223,7 @@ class GroupAdvantageEstimation(ConnectorV2):
         bootstrap = settings.pop("bootstrap_truncated")
         binning = resolve_binning(settings["binning"])
         check_uses(baseline, binning, lambda_=settings["lambda_"], bootstrap=bootstrap)
+        check_credit(settings["credit"], lambda_=settings["lambda_"], bootstrap=bootstrap)
         normalize = settings.pop("normalize_advantages")
         return {**settings, "baseline": baseline, "normalize": normalize}, bootstrap
 
@@ -249,7 +262,7 @@ def _rewards_left_in(
         ValueError: If the batch has other steps than the episodes.
     """
     lengths = [len(episode) for episode in group]
-    of_batch = convert_to_numpy(columns[Columns.REWARDS])[_is_step(columns)]
+    of_batch = convert_to_numpy(columns[Columns.REWARDS])[is_step(columns)]
     if len(of_batch) != sum(lengths):
         raise ValueError(
             f"The rewards column has {len(of_batch)} steps, the episodes have {sum(lengths)}: a "
@@ -263,21 +276,29 @@ def _rewards_left_in(
     return np.split(rewards, np.cumsum(lengths)[:-1])
 
 
-def _as_column(advantages: Sequence[np.ndarray], columns: Mapping[str, Any]) -> torch.Tensor:
-    """Returns advantages in the form of a module's other columns: [B], or zero-padded [B, T]."""
-    is_step = _is_step(columns)
-    column = np.zeros(is_step.shape, np.float32)
-    column[is_step] = np.concatenate(advantages)
-    return torch.from_numpy(column).to(columns[Columns.REWARDS].device)
+def _scores(
+    baseline: Baseline,
+    rl_module: RLModule,
+    module_id: ModuleID,
+    columns: Mapping[str, Any] | None,
+    group: Sequence[SingleAgentEpisode],
+) -> ScoreFunction | None:
+    """Returns the gradients of a module's policy, if the baseline asks for them.
 
-
-def _is_step(columns: Mapping[str, Any]) -> np.ndarray:
-    """Says which entries of [B], or [B, T], are steps of an episode and no padding."""
-    shape = columns[Columns.REWARDS].shape
-    if Columns.SEQ_LENS not in columns:
-        return np.ones(shape, np.bool_)
-    lengths_B = convert_to_numpy(columns[Columns.SEQ_LENS])
-    return np.arange(shape[1]) < lengths_B[:, None]
+    Raises:
+        ValueError: If there is no batch yet to take them on, or one of padded sequences.
+    """
+    if not baseline.needs_scores:
+        return None
+    if columns is None or Columns.SEQ_LENS in columns:
+        raise ValueError(
+            f"{baseline} needs the policy's gradients on a finished batch without sequences: at "
+            "the end of a learner pipeline, as under GPG, and of a module that isn't recurrent. "
+            "Take baseline='bins' or 'ridge'."
+        )
+    module = rl_module[module_id] if isinstance(rl_module, MultiRLModule) else rl_module
+    lengths = [len(episode) for episode in group]
+    return functools.partial(score_products, module.unwrapped(), columns, lengths)
 
 
 def _observations(episode: SingleAgentEpisode) -> Any:

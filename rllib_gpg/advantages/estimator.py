@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from rllib_gpg.advantages.baselines import Baseline, Valuation, resolve_baseline
 from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import BinningFunction, name_of, resolve_binning
-from rllib_gpg.advantages.grouping import into_bins
+from rllib_gpg.advantages.credit import RETURNS, check_credit, credited_returns, credited_rewards
+from rllib_gpg.advantages.grouping import ScoreFunction, into_bins
 from rllib_gpg.advantages.inputs import (
     FloatArray,
     as_arrays,
@@ -28,10 +29,10 @@ from rllib_gpg.advantages.inputs import (
     check_values,
     default_names,
 )
-from rllib_gpg.advantages.returns import lambda_returns, returns_to_go
+from rllib_gpg.advantages.levels import Level
+from rllib_gpg.advantages.returns import lambda_returns
+from rllib_gpg.advantages.units import normalized
 
-# Below this standard deviation advantages are rounding errors: as in RLlib's PPO.
-_MIN_STD = 1e-4
 # How much the unit of advantages of a group counts in that of the next, where groups are too small
 # to have one of their own.
 _UNIT_DECAY = 0.9
@@ -75,13 +76,16 @@ def estimate_advantages(
     gamma: float,
     binning: str | BinningFunction,
     leave_one_out: bool = False,
-    normalize: bool = False,
+    normalize: bool | str = False,
     baseline: str | Baseline = "bins",
     lambda_: float = 1.0,
+    credit: str = RETURNS,
+    second_level: Level | None = None,
     memory: Any = None,
     final_observations: Sequence[Any] | None = None,
     first_timesteps: Sequence[int] | None = None,
     episodes: Sequence[Hashable] | None = None,
+    scores: ScoreFunction | None = None,
 ) -> list[FloatArray]:
     """The advantage of every step of a group: ``estimate_group(...).advantages``.
 
@@ -100,10 +104,13 @@ def estimate_advantages(
         normalize=normalize,
         baseline=baseline,
         lambda_=lambda_,
+        credit=credit,
+        second_level=second_level,
         memory=memory,
         final_observations=final_observations,
         first_timesteps=first_timesteps,
         episodes=episodes,
+        scores=scores,
     ).advantages
 
 
@@ -114,13 +121,16 @@ def estimate_group(
     gamma: float,
     binning: str | BinningFunction,
     leave_one_out: bool = False,
-    normalize: bool = False,
+    normalize: bool | str = False,
     baseline: str | Baseline = "bins",
     lambda_: float = 1.0,
+    credit: str = RETURNS,
+    second_level: Level | None = None,
     memory: Any = None,
     final_observations: Sequence[Any] | None = None,
     first_timesteps: Sequence[int] | None = None,
     episodes: Sequence[Hashable] | None = None,
+    scores: ScoreFunction | None = None,
     names: Sequence[str] | None = None,
 ) -> GroupEstimate:
     """Estimates the advantage of every step of a group of trajectories (Algorithm 2).
@@ -155,10 +165,14 @@ def estimate_group(
         normalize: Return (A - mean) / max(std, 1e-4), over all steps of the group, as RLlib's PPO
             does. The floor keeps advantages that are zero up to rounding from being blown up. With
             a baseline that remembers, those of a group of one are divided by their root mean
-            square over this and earlier groups: its own mean would take its signal away.
+            square over this and earlier groups: its own mean would take its signal away. "bins":
+            A over the standard deviation of the entries of its bin, see units.py.
         baseline: What returns are compared with: a baseline object or a name, see baselines/.
         lambda_: λ of the λ-returns, as in GAE: below 1, part of what happens later is replaced by
             later values. Needs a baseline that sees the state.
+        credit: What each step is credited with, see credit.py: "returns" (to go), "outcome" (the
+            total reward of its trajectory) or "process" (returns of normalised rewards).
+        second_level: A second comparison, whose advantages are added.
         memory: The `memory` of the group before; None at first. That of another kind of baseline,
             or of another binning, counts as none.
         final_observations: N arrays [1, ...]: the observation after the last step of a trajectory
@@ -170,6 +184,7 @@ def estimate_group(
             episode are in the group. Their rewards may depend on one another's actions, so what is
             left out of a mean is all of an episode, not only the trajectory. Default None: each is
             of its own.
+        scores: The policy's gradients, for "optimal": see `BinnedGroup`.
         names: N words for the trajectories, for errors; "trajectory 3" by default.
 
     Returns:
@@ -184,7 +199,9 @@ def estimate_group(
     """
     binning = resolve_binning(binning)
     baseline = resolve_baseline(baseline, leave_one_out=leave_one_out)
-    check_uses(baseline, binning, lambda_=lambda_, bootstrap=final_observations is not None)
+    bootstrap = final_observations is not None
+    check_uses(baseline, binning, lambda_=lambda_, bootstrap=bootstrap)
+    check_credit(credit, lambda_=lambda_, bootstrap=bootstrap)
     names = names or default_names(rewards)
     observations, rewards = as_arrays(observations, rewards, names)
     check_finite(observations, rewards, names)
@@ -193,21 +210,21 @@ def estimate_group(
     lengths_N = np.array([len(reward_T) for reward_T in rewards])
     start_N = check_starts(first_timesteps, names)
     # What was learned with other bins, or by another kind of baseline, means nothing here.
-    of = (type(baseline).__name__, name_of(binning))
+    of = (type(baseline).__name__, name_of(binning), *((credit,) if credit != RETURNS else ()))
     earlier = memory if memory and tuple(memory["of"]) == of else _NOTHING
 
     # k[n,t] = f(s[n,t], t)
     group = into_bins(
-        binning, observations, lengths_N, start_N, names, final_observations, episodes
+        binning, observations, lengths_N, start_N, names, final_observations, episodes, scores
     )
-    reward_S = np.concatenate(rewards)
+    reward_S = credited_rewards(np.concatenate(rewards), credit)
     if final_observations is not None:
         # r[n,T-1] += gamma v(s[n,T]), where a time limit cut trajectory n
         final_N = baseline.final_values(group, earlier["baseline"])
         check_values(final_N, np.ones_like(lengths_N), names, baseline)
         reward_S[np.cumsum(lengths_N) - 1] += gamma * final_N
-    # R[n,t] = sum_{s>=t} gamma^(s-t) * r[n,s]
-    ret_S = returns_to_go(reward_S, lengths_N, gamma)
+    # R[n,t] = sum_{s>=t} gamma^(s-t) * r[n,s], unless another credit is asked for
+    ret_S = credited_returns(reward_S, lengths_N, gamma, credit)
     # v[n,t] = b(k[n,t]), and what else the baseline sees
     valuation = baseline.values(group, ret_S, earlier["baseline"])
     value_S = valuation.values
@@ -222,13 +239,26 @@ def estimate_group(
 
     memory = _remembered(of, earlier, valuation, adv_S) if baseline.remembers else None
     known_S = np.True_ if valuation.alone is None else ~valuation.alone
+    unit_S = normalized(adv_S, group, normalize, memory)
+    if second_level is not None:
+        # A[n,t] += weight A'[n,t]
+        unit_S = unit_S + second_level.weight * np.concatenate(
+            estimate_advantages(
+                observations,
+                rewards,
+                gamma=gamma,
+                binning=second_level.binning,
+                leave_one_out=not baseline.keeps_own,
+                normalize=second_level.normalize,
+                credit=second_level.credit,
+                first_timesteps=start_N.tolist(),
+                episodes=episodes,
+            )
+        )
     alone_S = group.alone()
     bins_explain = _explained_variance(ret_S, group.mean_of_others(ret_S), ~alone_S)
     return GroupEstimate(
-        advantages=np.split(
-            _normalized(adv_S, group.num_episodes, memory) if normalize else adv_S,
-            np.cumsum(lengths_N)[:-1],
-        ),
+        advantages=np.split(unit_S, np.cumsum(lengths_N)[:-1]),
         memory=memory,
         num_bins=len(group.counts),
         singleton_fraction=float(alone_S[group.first_visits].mean()),
@@ -240,16 +270,8 @@ def estimate_group(
     )
 
 
-def _normalized(adv_S: FloatArray, num_episodes: int, memory: Any) -> FloatArray:
-    """Advantages in units of their standard deviation, or in the unit that is remembered."""
-    if num_episodes == 1 and memory is not None:
-        mean_square = memory["square_sum"] / max(memory["num_steps"], 1.0)
-        return adv_S / max(np.sqrt(mean_square), _MIN_STD)
-    return (adv_S - adv_S.mean()) / max(adv_S.std(), _MIN_STD)
-
-
 def _remembered(
-    of: tuple[str, str], earlier: Any, valuation: Valuation, adv_S: FloatArray
+    of: tuple[str, ...], earlier: Any, valuation: Valuation, adv_S: FloatArray
 ) -> dict[str, Any]:
     """What the baseline remembers, and the sum of squares that the unit of advantages is from."""
     # Steps that could be compared with nothing say nothing of the unit.

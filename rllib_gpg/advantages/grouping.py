@@ -5,7 +5,7 @@ trajectory; K = the integers that make up one key; B = bins; F = first visits, i
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from rllib_gpg.advantages.binning import BinningFunction, IntArray, counts_time, keys_last
 from rllib_gpg.advantages.inputs import FloatArray
+
+ScoreFunction = Callable[[FloatArray], FloatArray]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class BinnedGroup:
         names: N words for the trajectories, for errors.
         episodes: [N], the number of the episode that each trajectory is of, where some are of
             several agents of one episode; None: each is of its own.
+        scores: The policy's gradients, for baselines that ask for them; or None. Of the returns
+            [S], it gives [N, 2]: with g = sum_t grad log pi(a|s) and G = sum_t R grad log pi(a|s),
+            the products <G, g> and <g, g> of every trajectory.
     """
 
     observations: Sequence[Any]
@@ -49,6 +54,7 @@ class BinnedGroup:
     entries: IntArray
     names: Sequence[str]
     episodes: IntArray | None = None
+    scores: ScoreFunction | None = None
 
     @property
     def num_episodes(self) -> int:
@@ -127,6 +133,14 @@ class BinnedGroup:
         mean_S /= (others_B + alone_B)[self.bins]
         return mean_S
 
+    def sum_of_other_episodes(self, x_NX: FloatArray) -> FloatArray:
+        """Sums a quantity over the trajectories of all episodes but each one's own: [N, X]."""
+        if self.episodes is None:
+            return x_NX.sum(0) - x_NX
+        of_episode = np.zeros((self.num_episodes, x_NX.shape[1]))
+        np.add.at(of_episode, self.episodes, x_NX)
+        return x_NX.sum(0) - of_episode[self.episodes]
+
     def _mean_of_other_episodes(
         self, x_S: FloatArray, count_B: FloatArray | float, sum_B: FloatArray | float
     ) -> FloatArray:
@@ -157,6 +171,7 @@ def into_bins(
     names: Sequence[str],
     final_observations: Sequence[Any] | None = None,
     episodes: Sequence[Hashable] | None = None,
+    scores: ScoreFunction | None = None,
 ) -> BinnedGroup:
     """Sorts the steps of a group into bins.
 
@@ -168,6 +183,7 @@ def into_bins(
         names: N words for the trajectories, for errors.
         final_observations: See `BinnedGroup`.
         episodes: N labels, of the episodes that the trajectories are of. None: each of its own.
+        scores: See `BinnedGroup`.
 
     Raises:
         TypeError, ValueError: As `bin_keys` does.
@@ -189,6 +205,7 @@ def into_bins(
         entries=entry_S,
         names=names,
         episodes=_numbered(episodes),
+        scores=scores,
     )
 
 

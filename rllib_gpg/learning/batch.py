@@ -13,6 +13,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.typing import ModuleID
 
+from rllib_gpg.learning.trajectories import TRAJECTORIES
 from rllib_gpg.seeding import SHUFFLE, generator
 
 ModuleBatch = dict[str, Any]
@@ -129,10 +130,15 @@ def shard(
 
     Returns:
         `num_shards` batches. Their numbers of rows differ by one at most; none is empty: with
-        fewer rows than shards, rows are dealt twice.
+        fewer rows than shards, rows are dealt twice. Where the loss asks for whole trajectories,
+        these are dealt, and numbers of rows may differ by more.
     """
     rows_per_shard: dict[ModuleID, list[np.ndarray]] = {}
     for module_id, module_batch in group.items():
+        if TRAJECTORIES in module_batch:
+            # Their ratios are of whole trajectories.
+            rows_per_shard[module_id] = _deal_trajectories(module_batch, num_shards, generator)
+            continue
         rows = generator.permutation(num_rows(module_batch))
         rows = np.resize(rows, max(len(rows), num_shards))
         rows_per_shard[module_id] = np.array_split(rows, num_shards)
@@ -144,6 +150,19 @@ def shard(
             }
         )
         for i in range(num_shards)
+    ]
+
+
+def _deal_trajectories(
+    module_batch: ModuleBatch, num_shards: int, generator: np.random.Generator
+) -> list[np.ndarray]:
+    # Of a row of padded steps all are of one trajectory.
+    number_B = module_batch[TRAJECTORIES].cpu().numpy().reshape(num_rows(module_batch), -1)[:, 0]
+    numbers = generator.permutation(number_B.max() + 1)
+    numbers = np.resize(numbers, max(len(numbers), num_shards))
+    return [
+        np.flatnonzero(np.isin(number_B, of_shard))
+        for of_shard in np.array_split(numbers, num_shards)
     ]
 
 

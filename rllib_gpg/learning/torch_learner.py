@@ -1,4 +1,4 @@
-"""`GPGTorchLearner`: PPO's clipped loss without the critic's part."""
+"""`GPGTorchLearner`: the loss of a policy without a critic, by default PPO's clipped one."""
 
 from __future__ import annotations
 
@@ -28,17 +28,28 @@ from ray.rllib.utils.typing import ModuleID, ResultDict, StateDict
 from torch import Tensor
 
 from rllib_gpg.learning.pipeline import forget_module, get_pieces_state, set_pieces_state
+from rllib_gpg.learning.reference import References
 from rllib_gpg.learning.rl_module import ObservationMoments
-from rllib_gpg.learning.surrogates import clipped_surrogate, is_clipped
+from rllib_gpg.learning.surrogates import reference_kl, resolve_surrogate, trajectory_ratio
+from rllib_gpg.learning.trajectories import LOSS_WEIGHTS, TRAJECTORIES
 from rllib_gpg.seeding import seeded_globally
 
 logger = logging.getLogger("ray.rllib")
 
 CLIP_FRACTION_KEY = "clip_fraction"
+REFERENCE_KL_KEY = "reference_kl"
 
 # In the order in which `compute_loss_for_module` stacks them.
-_LOSS_STATS = (POLICY_LOSS_KEY, ENTROPY_KEY, LEARNER_RESULTS_KL_KEY, CLIP_FRACTION_KEY)
+_LOSS_STATS = (
+    POLICY_LOSS_KEY,
+    ENTROPY_KEY,
+    LEARNER_RESULTS_KL_KEY,
+    CLIP_FRACTION_KEY,
+    REFERENCE_KL_KEY,
+)
 _KL_COEFFS = "kl_coeffs"
+_REFERENCES = "references"
+_NUM_UPDATES = "num_updates"
 _SCHEDULE_STEPS = "schedule_steps"
 _CONNECTOR_PIECES = "connector_pieces"
 
@@ -47,12 +58,13 @@ class GPGTorchLearner(TorchLearner):
     """Moves the policy with PPO's clipped loss, on batches with an advantages column.
 
     The loss of a step is `-surrogate - entropy_coeff * entropy`, plus `kl_coeff * KL(old, new)`
-    with `use_kl_loss`; the loss of a minibatch is the mean over its steps. To change it, subclass
-    and override `compute_loss_for_module`.
+    with `use_kl_loss`, plus `reference_kl_coeff` times an estimate of KL(new, reference). The loss
+    of a minibatch is the mean over its steps, each as heavy as `loss_averaging` says. To change it,
+    subclass and override `compute_loss_for_module`.
 
     Loss statistics are logged once per update, as their mean over the last epoch, so over every
-    step of the group: `policy_loss`, `entropy`, `mean_kl_loss` (0 without `use_kl_loss`) and
-    `clip_fraction`.
+    step of the group: `policy_loss`, `entropy`, `mean_kl_loss` (0 without `use_kl_loss`),
+    `clip_fraction`, and with a reference `reference_kl`.
 
     With several learners, a minibatch is what all of them take at a time: losses, statistics and
     what follows from these (the KL coefficient) are means over its steps on all learners.
@@ -68,6 +80,11 @@ class GPGTorchLearner(TorchLearner):
         # RLlib has rounded the first one of a schedule to float32, but none of the later ones.
         self._set_learning_rates()
         self._kl_coeffs: dict[ModuleID, float] = {}
+        self._num_updates = 0
+        self._references = References(self.config.reference)
+        for module_id in self.module.keys() if self.config.reference is not None else ():
+            # Now: a checkpoint that doesn't fit shouldn't cost a group.
+            self._make_reference(module_id)
         # Per module one row of `_LOSS_STATS` per minibatch of this update.
         self._loss_stats: dict[ModuleID, list[Tensor]] = defaultdict(list)
 
@@ -99,34 +116,44 @@ class GPGTorchLearner(TorchLearner):
     ) -> Tensor:
         """Computes the loss of one minibatch (equation 2, negated, plus entropy and KL terms)."""
         module = self.module[module_id].unwrapped()
+        advantages, actions = batch[Columns.ADVANTAGES], batch[Columns.ACTIONS]
         old = module.get_exploration_action_dist_cls().from_logits(
             batch[Columns.ACTION_DIST_INPUTS]
         )
         new = module.get_train_action_dist_cls().from_logits(fwd_out[Columns.ACTION_DIST_INPUTS])
         # Zero-padded steps (recurrent modules) count nowhere.
         mask = batch.get(Columns.LOSS_MASK)
-        num_steps = batch[Columns.ADVANTAGES].numel() if mask is None else mask.sum()
+        num_steps = advantages.numel() if mask is None else mask.sum()
         num_steps = torch.as_tensor(num_steps, dtype=torch.float32, device=self._device)
         # The mean over the learners, which DDP takes of the gradients, makes this the mean over the
         # steps of all learners. These differ in number by a step, or more in padded sequences.
         weight = num_steps / self._mean_over_learners(num_steps)
 
         def mean(per_step: Tensor) -> Tensor:
+            if LOSS_WEIGHTS in batch:
+                per_step = per_step * batch[LOSS_WEIGHTS]
             return weight * (per_step if mask is None else per_step[mask]).mean()
 
         # ratio = pi(a|s) / pi_old(a|s)
-        ratio = torch.exp(new.logp(batch[Columns.ACTIONS]) - batch[Columns.ACTION_LOGP])
-        surrogate = clipped_surrogate(ratio, batch[Columns.ADVANTAGES], config.clip_param)
-        policy_loss = -mean(surrogate)
+        logp = new.logp(actions)
+        ratio = _ratio(logp - batch[Columns.ACTION_LOGP], batch, mask)
+        surrogate = resolve_surrogate(config.surrogate, config.clip_param)
+        policy_loss = -mean(surrogate(ratio, advantages))
         entropy = mean(new.entropy())
         loss = policy_loss - self.entropy_coeff(module_id) * entropy
         kl = torch.zeros_like(policy_loss)
         if config.use_kl_loss:
             kl = mean(old.kl(new))
             loss = loss + self.kl_coeff(module_id) * kl
+        to_reference = torch.zeros_like(policy_loss)
+        if config.reference_kl_coeff > 0.0:
+            reference_logp = self._references.logp(module_id, module, batch)
+            to_reference = mean(reference_kl(reference_logp - logp))
+            loss = loss + config.reference_kl_coeff * to_reference
 
         with torch.no_grad():
-            stats = (policy_loss, entropy, kl, mean(is_clipped(ratio, config.clip_param)))
+            clipped = mean(surrogate.is_clipped(ratio))
+            stats = (policy_loss, entropy, kl, clipped, to_reference)
             self._loss_stats[module_id].append(torch.stack(stats))
         return loss
 
@@ -135,6 +162,7 @@ class GPGTorchLearner(TorchLearner):
         """Moves the schedules and the KL coefficients on, and logs the loss statistics."""
         super().after_gradient_based_update(timesteps=timesteps)
         self._schedule_steps = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)
+        self._num_updates += 1
         for module_id, rows in self._loss_stats.items():
             config = self.config.get_config_for_module(module_id)
             last_epoch = torch.stack(rows[-math.ceil(len(rows) / config.num_epochs) :])
@@ -145,6 +173,10 @@ class GPGTorchLearner(TorchLearner):
             if config.use_kl_loss:
                 self._adapt_kl_coeff(module_id, config, stats[LEARNER_RESULTS_KL_KEY])
                 stats[LEARNER_RESULTS_CURR_KL_COEFF_KEY] = self.kl_coeff(module_id)
+            if config.reference_kl_coeff == 0.0:
+                del stats[REFERENCE_KL_KEY]
+            elif config.reference_refresh and self._num_updates % config.reference_refresh == 0:
+                self._references.refresh(module_id, self.module[module_id].unwrapped())
             self.metrics.log_dict(stats, key=module_id, window=1)
         self._loss_stats.clear()
 
@@ -155,6 +187,7 @@ class GPGTorchLearner(TorchLearner):
         forget_module(self._learner_connector, module_id)
         self._entropy_coeff_schedulers.pop(module_id, None)
         self._kl_coeffs.pop(module_id, None)
+        self._references.forget(module_id)
         return spec
 
     @override(Learner)
@@ -169,10 +202,12 @@ class GPGTorchLearner(TorchLearner):
             **super().get_state(components, not_components=not_components, **kwargs),
             _KL_COEFFS: dict(self._kl_coeffs),
             _SCHEDULE_STEPS: self._schedule_steps,
+            _NUM_UPDATES: self._num_updates,
         }
         # With the weights alone, as after every update, it may be a long way to travel for nothing.
         if self._check_component(_CONNECTOR_PIECES, components, not_components):
             state[_CONNECTOR_PIECES] = get_pieces_state(self._learner_connector)
+            state[_REFERENCES] = self._references.get_state()
         return state
 
     @override(Learner)
@@ -190,6 +225,9 @@ class GPGTorchLearner(TorchLearner):
         self._weights_seq_no = seq_no
         self._kl_coeffs = dict(state.get(_KL_COEFFS, self._kl_coeffs))
         self._schedule_steps = state.get(_SCHEDULE_STEPS, self._schedule_steps)
+        self._num_updates = state.get(_NUM_UPDATES, self._num_updates)
+        if _REFERENCES in state:
+            self._references.set_state(state[_REFERENCES], lambda mid: self.module[mid])
         set_pieces_state(self._learner_connector, state.get(_CONNECTOR_PIECES, {}))
         self._entropy_coeff_schedulers.clear()
         # The optimizer's state has brought along the learning rate it was saved with.
@@ -221,6 +259,11 @@ class GPGTorchLearner(TorchLearner):
         for module_id, moments in (observation_moments or {}).items():
             self.module[module_id].unwrapped().observation_normalizer.update(moments)
         return results
+
+    def _make_reference(self, module_id: ModuleID) -> None:
+        """Makes the module's reference, if its loss has one."""
+        if self.config.get_config_for_module(module_id).reference_kl_coeff > 0.0:
+            self._references.of(module_id, self.module[module_id].unwrapped())
 
     def _mean_over_learners(self, values: Tensor) -> Tensor:
         """Returns the mean of what each learner calls this with; all of them must."""
@@ -267,3 +310,14 @@ class GPGTorchLearner(TorchLearner):
             self._kl_coeffs[module_id] = self.kl_coeff(module_id) * 1.5
         elif kl < 0.5 * config.kl_target:
             self._kl_coeffs[module_id] = self.kl_coeff(module_id) * 0.5
+
+
+def _ratio(log_ratio: Tensor, batch: Mapping[str, Any], mask: Tensor | None) -> Tensor:
+    """Returns the ratio of each step, or of its trajectory where the batch knows that."""
+    if TRAJECTORIES not in batch:
+        return torch.exp(log_ratio)
+    if mask is None:
+        return trajectory_ratio(log_ratio, batch[TRAJECTORIES])
+    ratio = torch.ones_like(log_ratio)
+    ratio[mask] = trajectory_ratio(log_ratio[mask], batch[TRAJECTORIES][mask])
+    return ratio

@@ -1,7 +1,7 @@
 """What GPG refuses in a config, by name, with the mend.
 
 One file per question: is it a setting at all (`names`), of the critic or the model (`modules`), a
-number in its range (`numbers`), something env runners can do (`env_runners`)? Each yields a
+number in its range (`numbers`, `loss`), something env runners can do (`env_runners`)? Each yields a
 sentence per problem. `spaces` looks again once the spaces of the env are known.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from rllib_gpg.validation import env_runners, modules, names, numbers
+from rllib_gpg.validation import env_runners, loss, modules, names, numbers
 from rllib_gpg.validation.names import CRITIC_SETTINGS, check_arguments
 from rllib_gpg.validation.spaces import check_spaces
 
@@ -59,7 +59,7 @@ def check_config(config: AlgorithmConfig) -> None:
         numbers.of_the_batch(config),
         env_runners.problems(config),
     )
-    numbers.warn_of_idle_settings(config, "")
+    loss.warn_of_idle_settings(config, "")
     _check_overrides(config)
     _check_evaluation(config)
 
@@ -70,7 +70,7 @@ def _check_overrides(config: AlgorithmConfig) -> None:
         module_config = config.copy(copy_frozen=False).update_from_dict(overrides)
         of = f" of module {module_id!r}"
         _refuse(_of_one_module(module_config, of))
-        numbers.warn_of_idle_settings(module_config, of)
+        loss.warn_of_idle_settings(module_config, of)
 
 
 def _check_evaluation(config: AlgorithmConfig) -> None:
@@ -85,7 +85,7 @@ def _of_one_module(config: AlgorithmConfig, of: str) -> Iterable[str]:
     """Yields what is wrong with settings that may differ from module to module."""
     yield from modules.critic_settings(config, of)
     yield from numbers.of_the_estimator(config, of)
-    yield from numbers.of_the_loss(config, of)
+    yield from loss.of_the_loss(config, of)
 
 
 def _refuse(*problems: Iterable[str]) -> None:

@@ -28,6 +28,7 @@ _COMMON_TO_MODULES = frozenset(
         "num_minibatches",
         "minibatch_size",
         "shuffle_batch_per_epoch",
+        "reference",
     }
 )
 

@@ -1,18 +1,18 @@
-"""Settings that are numbers, or stand for some: of the group, the estimator, the update."""
+"""Settings of the group and of the estimator: numbers, or what stands for some."""
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Iterator
-from numbers import Integral, Real
-from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_gpg.advantages.baselines import Baseline, resolve_baseline
 from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import resolve_binning
+from rllib_gpg.advantages.credit import check_credit
+from rllib_gpg.advantages.levels import Level
+from rllib_gpg.advantages.units import UNITS
+from rllib_gpg.validation.checks import count, is_number
 
 # Far more gradient steps per epoch than make sense.
 _MAX_NUM_MINIBATCHES = 10_000
@@ -20,12 +20,12 @@ _MAX_NUM_MINIBATCHES = 10_000
 
 def of_the_group(config: AlgorithmConfig) -> Iterator[str]:
     """Yields what is wrong with the size of the group and of its parts."""
-    yield from _count(config, "group_size", "It is how many whole episodes one update learns from.")
-    yield from _count(config, "num_epochs")
-    yield from _count(config, "max_share_failures")
+    yield from count(config, "group_size", "It is how many whole episodes one update learns from.")
+    yield from count(config, "num_epochs")
+    yield from count(config, "max_share_failures")
     for name in ("episodes_per_share", "max_episode_steps", "num_minibatches", "minibatch_size"):
         if getattr(config, name) is not None:
-            yield from _count(config, name)
+            yield from count(config, name)
 
 
 def of_the_batch(config: AlgorithmConfig) -> Iterator[str]:
@@ -51,13 +51,13 @@ def of_the_batch(config: AlgorithmConfig) -> Iterator[str]:
                 "each of the `group_size` rollouts makes. Remove it to learn from whole episodes."
             )
         else:
-            yield from _count(config, "rollout_fragment_length")
+            yield from count(config, "rollout_fragment_length")
     if config.minibatch_size is not None and config.num_minibatches is not None:
         yield (
             "Set `minibatch_size` or `num_minibatches`, not both: one follows from the other and "
             "the number of steps in the group."
         )
-    elif _is_number(config.num_minibatches) and config.num_minibatches > _MAX_NUM_MINIBATCHES:
+    elif is_number(config.num_minibatches) and config.num_minibatches > _MAX_NUM_MINIBATCHES:
         yield (
             f"`num_minibatches` is how many minibatches there are per epoch, not their size; "
             f"{config.num_minibatches} would take minutes per update. At most "
@@ -67,11 +67,27 @@ def of_the_batch(config: AlgorithmConfig) -> Iterator[str]:
 
 def of_the_estimator(config: AlgorithmConfig, of: str) -> Iterator[str]:
     """Yields what is wrong with how advantages are to be estimated."""
-    if not _is_number(config.gamma) or not 0.0 <= config.gamma <= 1.0:
+    if not is_number(config.gamma) or not 0.0 <= config.gamma <= 1.0:
         yield f"`gamma`{of} must be between 0 and 1, got {config.gamma!r}."
-    for name in ("bootstrap_truncated", "leave_one_out", "normalize_advantages"):
+    for name in ("bootstrap_truncated", "leave_one_out"):
         if not isinstance(getattr(config, name), bool):
             yield f"`{name}`{of} must be True or False, got {getattr(config, name)!r}."
+    if config.normalize_advantages not in UNITS:
+        yield (
+            f"`normalize_advantages`{of} must be True, False or 'bins', got "
+            f"{config.normalize_advantages!r}."
+        )
+    if config.second_level is not None and not isinstance(config.second_level, Level):
+        yield (
+            f"`second_level`{of} must be a rllib_gpg.advantages.Level or None, got "
+            f"{config.second_level!r}."
+        )
+    try:
+        check_credit(
+            config.credit, lambda_=config.lambda_, bootstrap=config.bootstrap_truncated is True
+        )
+    except (ValueError, TypeError) as error:
+        yield f"`credit`{of}: {error}"
     try:
         binning = resolve_binning(config.binning)
     except (ValueError, TypeError) as error:
@@ -102,62 +118,3 @@ def baseline_of(config: AlgorithmConfig) -> Baseline:
     return resolve_baseline(
         config.baseline, decay=config.baseline_decay, leave_one_out=config.leave_one_out
     )
-
-
-def of_the_loss(config: AlgorithmConfig, of: str) -> Iterator[str]:
-    """Yields what is wrong with how the policy is to be moved."""
-    for name in ("lr", "entropy_coeff"):
-        yield from _schedule(config, name, of)
-    for name in ("clip_param", "kl_target"):
-        value = getattr(config, name)
-        if not _is_number(value) or value <= 0.0:
-            yield f"`{name}`{of} must be a number > 0, got {value!r}."
-    if not _is_number(config.kl_coeff) or config.kl_coeff < 0.0:
-        yield f"`kl_coeff`{of} must be a number >= 0, got {config.kl_coeff!r}."
-
-
-def warn_of_idle_settings(config: AlgorithmConfig, of: str) -> None:
-    """Warns of settings that are in order but do nothing."""
-    default = type(config)()
-    kl = (config.kl_coeff, config.kl_target)
-    if not config.use_kl_loss and kl != (default.kl_coeff, default.kl_target):
-        warnings.warn(
-            f"`kl_coeff` and `kl_target`{of} do nothing without `use_kl_loss=True`, which is off "
-            "by default in GPG.",
-            stacklevel=2,
-        )
-
-
-def _schedule(config: AlgorithmConfig, name: str, of: str) -> Iterator[str]:
-    value = getattr(config, name)
-    if not (_is_value(value) or _is_schedule(value)):
-        hint = " YAML takes 1e-3 for text, and 1.0e-3 for a number." * isinstance(value, str)
-        yield (
-            f"`{name}`{of} must be a number >= 0 or a schedule of such numbers, `[[0, first], "
-            f"[env steps, next], ..]`, whose first timestep must be 0; got {value!r}.{hint}"
-        )
-
-
-def _is_value(value: Any) -> bool:
-    # RLlib's schedules know Python's own numbers only.
-    return isinstance(value, int | float) and _is_number(value) and value >= 0
-
-
-def _is_schedule(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) > 1
-        and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
-        and all(_is_value(number) for pair in value for number in pair)
-        and value[0][0] == 0
-    )
-
-
-def _count(config: AlgorithmConfig, name: str, meaning: str = "") -> Iterator[str]:
-    value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        yield f"`{name}` must be an integer >= 1, got {value!r}. {meaning}".strip()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

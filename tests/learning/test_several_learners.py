@@ -12,7 +12,7 @@ import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from rllib_gpg import GPGConfig
+from rllib_gpg import GPGConfig, presets
 from rllib_gpg.learning import GPGTorchLearner
 from tests.envs import Identity, ShortOrLong
 from tests.helpers import (
@@ -75,6 +75,27 @@ def uneven(*, shaped: bool = False, **training: Any) -> GPGConfig:
             uneven(shaped=True).rl_module(model_config={**LSTM, **FIRST_POLICY}),
             [1, 2],
             id="recurrent",
+            marks=pytest.mark.slow,
+        ),
+        # Whole trajectories are dealt, and their steps don't all count the same.
+        pytest.param(
+            uneven(ratio_level="trajectory", loss_averaging="trajectories"),
+            [1, 2],
+            id="whole-trajectories",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            uneven(ratio_level="trajectory", loss_averaging=100).rl_module(
+                model_config={**LSTM, **FIRST_POLICY}
+            ),
+            [2],
+            id="whole-recurrent-trajectories",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            uneven(**{**presets.GRPO, "surrogate": "soft_gate"}),
+            [2],
+            id="reference",
             marks=pytest.mark.slow,
         ),
         # Episodes of 10 steps are one sequence each, of which each learner gets a copy.

@@ -6,13 +6,17 @@ from typing import Any
 
 from rllib_gpg.advantages.baselines.base import Baseline
 from rllib_gpg.advantages.baselines.bins import BinBaseline
+from rllib_gpg.advantages.baselines.constants import NoBaseline, OptimalBaseline
 from rllib_gpg.advantages.baselines.ridge import RidgeBaseline
 from rllib_gpg.advantages.binning import BinningFunction, keys_last, name_of
 
-_NAMED: dict[str, type[BinBaseline | RidgeBaseline]] = {
+_NAMED: dict[str, type[Any]] = {
     "bins": BinBaseline,
     "ridge": RidgeBaseline,
+    "none": NoBaseline,
+    "optimal": OptimalBaseline,
 }
+_REMEMBER = ("bins", "ridge")
 _KEYS_LAST = "If equal keys of two groups name the same bin, say so: `f.keys_last = True`."
 _WAY_OUT = "Take one that does: baseline='ridge'."
 
@@ -23,7 +27,7 @@ def resolve_baseline(
     """Turns what a user may give as a baseline into a baseline.
 
     Args:
-        baseline: A baseline object (returned as is), or one of "bins", "ridge".
+        baseline: A baseline object (returned as is), or one of "bins", "ridge", "none", "optimal".
         decay: The decay of one that is given by name. None: its own default.
         leave_one_out: Whether "bins" leaves a trajectory's own return out; all others do anyway.
 
@@ -39,6 +43,8 @@ def resolve_baseline(
                 f"Unknown baseline {baseline!r}. Known names: {', '.join(map(repr, _NAMED))}; "
                 f"the nearest is {nearest[0]!r}."
             )
+        if decay is not None and baseline not in _REMEMBER:
+            raise ValueError(f"baseline={baseline!r} remembers nothing: remove `baseline_decay`.")
         settings: dict[str, Any] = {} if decay is None else {"decay": decay}
         if baseline == "bins":
             settings["leave_one_out"] = leave_one_out

@@ -1,0 +1,69 @@
+"""What a step is credited with: what came after it, or what its whole trajectory got.
+
+Axes: S = steps of the group, trajectory after trajectory; N = trajectories.
+"""
+
+import difflib
+
+import numpy as np
+
+from rllib_gpg.advantages.inputs import FloatArray
+from rllib_gpg.advantages.returns import returns_to_go
+
+RETURNS, OUTCOME, PROCESS = "returns", "outcome", "process"
+CREDITS = (RETURNS, OUTCOME, PROCESS)
+
+# Rewards that differ by less are equal, but for rounding.
+_MIN_STD = 1e-4
+
+
+def check_credit(credit: str, *, lambda_: float = 1.0, bootstrap: bool = False) -> None:
+    """Refuses what is no credit, and what an outcome can't mean.
+
+    Raises:
+        ValueError: Says what is known, or why not.
+    """
+    if credit not in CREDITS:
+        nearest = difflib.get_close_matches(str(credit), CREDITS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"credit must be one of {', '.join(map(repr, CREDITS))}, got {credit!r}; the nearest "
+            f"is {nearest!r}."
+        )
+    if credit == OUTCOME and (lambda_ < 1.0 or bootstrap):
+        raise ValueError(
+            f"credit='{OUTCOME}' gives every step the total of its trajectory: there is nothing "
+            "that `lambda_` < 1 or `bootstrap_truncated` could replace or complete. Take "
+            f"credit='{RETURNS}'."
+        )
+
+
+def credited_rewards(reward_S: FloatArray, credit: str) -> FloatArray:
+    """The rewards that are summed: with "process", in units of the group's.
+
+    Process supervision (Shao et al., 2024, section 4.1.3) normalises step rewards over the group,
+    and sums them from each step on.
+    """
+    if credit != PROCESS:
+        return reward_S
+    # r~ = (r - mean r) / std r, over all steps of the group
+    return (reward_S - reward_S.mean()) / max(reward_S.std(), _MIN_STD)
+
+
+def credited_returns(
+    reward_S: FloatArray, lengths_N: np.ndarray, gamma: float, credit: str
+) -> FloatArray:
+    """[S], what each step is credited with.
+
+    Args:
+        reward_S: Rewards, as `credited_rewards` gives them.
+        lengths_N: [N], the number of steps of each trajectory.
+        gamma: Discount factor. An outcome is the plain sum of rewards: it has no distance to a step
+            that it could be discounted by.
+        credit: One of `CREDITS`.
+    """
+    if credit == OUTCOME:
+        # R[n,t] = sum_s r[n,s]
+        total_N = np.add.reduceat(reward_S, np.cumsum(lengths_N) - lengths_N)
+        return np.repeat(total_N, lengths_N)
+    # R[n,t] = sum_{s>=t} gamma^(s-t) r[n,s]
+    return returns_to_go(reward_S, lengths_N, gamma)

@@ -1,0 +1,45 @@
+"""`Level`: a second comparison, whose advantages are added to those of the first."""
+
+from dataclasses import dataclass
+from numbers import Real
+
+import numpy as np
+
+from rllib_gpg.advantages.binning import BinningFunction, resolve_binning
+from rllib_gpg.advantages.credit import check_credit
+from rllib_gpg.advantages.units import UNITS
+
+
+@dataclass(frozen=True)
+class Level:
+    """A second comparison of the same group, with plain bins.
+
+    GiGPO (Feng et al., 2025) compares whole trajectories first, and then what follows the same
+    state in different trajectories: `credit="outcome"`, universal bins and `Level("state")`.
+
+    Args:
+        binning: Which steps are compared.
+        credit: With what: "returns" (default), "outcome" or "process".
+        normalize: The unit, as in `training(normalize_advantages=..)`. Default "bins": the standard
+            deviation of each bin.
+        weight: Of these advantages, added to the others, whose weight is 1. Default 1, as in GiGPO.
+
+    Raises:
+        ValueError: If one of them can't be meant.
+        TypeError: If binning is neither a name nor a function.
+    """
+
+    binning: str | BinningFunction
+    credit: str = "returns"
+    normalize: bool | str = "bins"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses what can't be meant."""
+        resolve_binning(self.binning)
+        check_credit(self.credit)
+        if self.normalize not in UNITS:
+            raise ValueError(f"normalize must be True, False or 'bins', got {self.normalize!r}.")
+        is_number = isinstance(self.weight, Real) and not isinstance(self.weight, bool)
+        if not is_number or not np.isfinite(self.weight) or self.weight < 0.0:
+            raise ValueError(f"weight must be a number >= 0, got {self.weight!r}.")

@@ -1,0 +1,58 @@
+"""The unit of advantages: that of the rewards, the group's spread, or the spread of the bin.
+
+Axes: S = steps of the group, trajectory after trajectory; F = first visits; B = bins.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from rllib_gpg.advantages.grouping import BinnedGroup
+from rllib_gpg.advantages.inputs import FloatArray
+
+BINS = "bins"
+UNITS = (True, False, BINS)
+
+# Below this standard deviation advantages are rounding errors: as in RLlib's PPO.
+_MIN_STD = 1e-4
+# A bin's spread counts as at least this share of that of all bins: two entries may be close by
+# chance, and a later visit of the same bin far off.
+_FLOOR = 0.1
+
+
+def normalized(
+    adv_S: FloatArray, group: BinnedGroup, normalize: bool | str, memory: Any
+) -> FloatArray:
+    """Advantages in their unit.
+
+    Args:
+        adv_S: The advantages in the unit of the returns.
+        group: The group.
+        normalize: False: as they are. True: less their mean, over their standard deviation. "bins":
+            over the standard deviation of their bin.
+        memory: Of the estimate. A group of a single episode has the unit that it remembers: its own
+            mean would take its signal away.
+    """
+    if not normalize:
+        return adv_S
+    if group.num_episodes == 1 and memory is not None:
+        mean_square = memory["square_sum"] / max(memory["num_steps"], 1.0)
+        return adv_S / max(np.sqrt(mean_square), _MIN_STD)
+    if normalize == BINS:
+        return adv_S / _spread_of_bins(adv_S, group)
+    return (adv_S - adv_S.mean()) / max(adv_S.std(), _MIN_STD)
+
+
+def _spread_of_bins(adv_S: FloatArray, group: BinnedGroup) -> FloatArray:
+    """[S], the standard deviation of the entries of every step's bin, or a little at least."""
+    entry_F, bin_F = adv_S[group.first_visits], group.first_visit_bins
+    # std_B^2 = mean of (A - mean A)^2 over the entries of a bin
+    deviation_F = entry_F - (np.bincount(bin_F, entry_F) / group.counts)[bin_F]
+    square_B = np.bincount(bin_F, np.square(deviation_F))
+    pooled = np.sqrt(square_B.sum() / len(entry_F))
+    if pooled < _MIN_STD:
+        # No bin has a spread: what differs are later visits of the same bins.
+        return np.full_like(adv_S, max(adv_S.std(), _MIN_STD))
+    # A bin of one entry has none of its own.
+    std_B = np.where(group.counts == 1, pooled, np.sqrt(square_B / group.counts))
+    return np.maximum(std_B, max(_FLOOR * pooled, _MIN_STD))[group.bins]

@@ -1,0 +1,96 @@
+"""Frozen policies that learners hold on to, and don't want to get too far away from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from ray.rllib.utils.typing import ModuleID
+from torch import Tensor
+
+_MODULES = "learner_group/learner/rl_module"
+
+
+class References:
+    """One per module: the policy when it was asked for first, or that of a checkpoint.
+
+    They know nothing of the optimizer, and env runners know nothing of them.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        """Takes the checkpoint, of an algorithm or of a module; None: the initial policies."""
+        self._path = path
+        self._modules: dict[ModuleID, TorchRLModule] = {}
+
+    def of(self, module_id: ModuleID, module: TorchRLModule) -> TorchRLModule:
+        """Returns a module's reference. At first it is made.
+
+        Args:
+            module_id: The module's ID.
+            module: The module as it is.
+
+        Raises:
+            ValueError: If the checkpoint has none that fits.
+        """
+        if module_id not in self._modules:
+            self._modules[module_id] = _frozen(module)
+            if self._path is not None:
+                _load(self._modules[module_id], self._path, module_id)
+        return self._modules[module_id]
+
+    def logp(self, module_id: ModuleID, module: TorchRLModule, batch: dict[str, Any]) -> Tensor:
+        """Returns log pi_ref(a|s) of the actions of a batch."""
+        reference = self.of(module_id, module)
+        with torch.no_grad():
+            inputs = reference.forward_train(batch)[Columns.ACTION_DIST_INPUTS]
+            dist = reference.get_train_action_dist_cls().from_logits(inputs)
+            return dist.logp(batch[Columns.ACTIONS])
+
+    def refresh(self, module_id: ModuleID, module: TorchRLModule) -> None:
+        """Takes the module as it is now."""
+        self._modules[module_id] = _frozen(module)
+
+    def forget(self, module_id: ModuleID) -> None:
+        """Lets go of one, so that another module of that name gets its own."""
+        self._modules.pop(module_id, None)
+
+    def get_state(self) -> dict[ModuleID, Any]:
+        """Returns the weights of all."""
+        return {module_id: module.get_state() for module_id, module in self._modules.items()}
+
+    def set_state(
+        self, state: dict[ModuleID, Any], module_of: Callable[[ModuleID], TorchRLModule]
+    ) -> None:
+        """Restores what `get_state` returned.
+
+        Args:
+            state: The weights.
+            module_of: Gives modules to copy the rest from.
+        """
+        self._modules = {module_id: _frozen(module_of(module_id)) for module_id in state}
+        for module_id, weights in state.items():
+            self._modules[module_id].set_state(weights)
+
+
+def _frozen(module: TorchRLModule) -> TorchRLModule:
+    reference = copy.deepcopy(module.unwrapped())
+    reference.requires_grad_(False)
+    return reference.eval()
+
+
+def _load(reference: TorchRLModule, path: str, module_id: ModuleID) -> None:
+    found = None
+    for folder in (f"{path}/{_MODULES}/{module_id}", path):
+        try:
+            reference.restore_from_path(folder)
+            return
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            found = found or error
+    raise ValueError(
+        f"`reference`={path!r} is no checkpoint with a policy that fits module {module_id!r}: "
+        f"{found}"
+    )

@@ -1,0 +1,54 @@
+"""The policy's gradients of whole trajectories, for the baseline that makes them vary least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import tree
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from torch import Tensor
+
+
+def score_products(
+    module: TorchRLModule,
+    columns: Mapping[str, Any],
+    lengths: Sequence[int],
+    return_S: np.ndarray,
+) -> np.ndarray:
+    """Returns [N, 2], the products <G, g> and <g, g> of every trajectory.
+
+    g = sum_t grad log pi(a|s) and G = sum_t R grad log pi(a|s), over the policy's parameters.
+
+    Args:
+        module: The policy.
+        columns: Its batch: observations and actions [S, ..], trajectory after trajectory.
+        lengths: [N], the steps of each trajectory.
+        return_S: [S], R.
+    """
+    parameters = [weights for weights in module.parameters() if weights.requires_grad]
+    inputs = {name: columns[name] for name in (Columns.OBS, Columns.ACTIONS)}
+    products, start = np.zeros((len(lengths), 2)), 0
+    for n, length in enumerate(lengths):
+        steps = slice(start, start + length)
+        batch = tree.map_structure(lambda column, steps=steps: column[steps], inputs)
+        dist_inputs = module.forward_train({Columns.OBS: batch[Columns.OBS]})
+        dist = module.get_train_action_dist_cls().from_logits(
+            dist_inputs[Columns.ACTION_DIST_INPUTS]
+        )
+        logp = dist.logp(batch[Columns.ACTIONS])
+        credit = torch.as_tensor(return_S[steps], dtype=logp.dtype, device=logp.device)
+        score = _gradient(logp.sum(), parameters, retain_graph=True)
+        weighted = _gradient((logp * credit).sum(), parameters)
+        products[n] = float(weighted @ score), float(score @ score)
+        start += length
+    return products
+
+
+def _gradient(of: Tensor, parameters: Sequence[Tensor], retain_graph: bool = False) -> Tensor:
+    """In one piece, in double precision; without the parameters that it doesn't depend on."""
+    found = torch.autograd.grad(of, parameters, retain_graph=retain_graph, allow_unused=True)
+    return torch.cat([grad.flatten().double() for grad in found if grad is not None])

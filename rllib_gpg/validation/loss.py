@@ -1,0 +1,89 @@
+"""Settings of the update: how the policy is moved."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from rllib_gpg.learning.surrogates import resolve_surrogate
+from rllib_gpg.learning.trajectories import OVER_STEPS, OVER_TRAJECTORIES, STEP, TRAJECTORY
+from rllib_gpg.validation.checks import count, is_number, schedule
+
+
+def of_the_loss(config: AlgorithmConfig, of: str) -> Iterator[str]:
+    """Yields what is wrong with how the policy is to be moved."""
+    for name in ("lr", "entropy_coeff"):
+        yield from schedule(config, name, of)
+    if not is_number(config.kl_target) or config.kl_target <= 0.0:
+        yield f"`kl_target`{of} must be a number > 0, got {config.kl_target!r}."
+    for name in ("kl_coeff", "reference_kl_coeff"):
+        value = getattr(config, name)
+        if not is_number(value) or value < 0.0:
+            yield f"`{name}`{of} must be a number >= 0, got {value!r}."
+    if config.reference_refresh is not None:
+        yield from count(config, "reference_refresh")
+    yield from _of_the_surrogate(config, of)
+    yield from _of_trajectories(config, of)
+
+
+def _of_the_surrogate(config: AlgorithmConfig, of: str) -> Iterator[str]:
+    bounds = config.clip_param
+    pair = bounds if isinstance(bounds, tuple | list) else (bounds, bounds)
+    if len(pair) != 2 or not all(is_number(bound) and bound > 0.0 for bound in pair):
+        yield f"`clip_param`{of} must be a number > 0, or two: (lower, upper); got {bounds!r}."
+        return
+    try:
+        surrogate = resolve_surrogate(config.surrogate, config.clip_param)
+    except (ValueError, TypeError) as error:
+        yield f"`surrogate`{of}: {error}"
+        return
+    if not (surrogate.bounds_ratio or config.use_kl_loss or _updates_once(config)):
+        yield (
+            f"`surrogate={config.surrogate!r}`{of} holds the policy back by nothing: after the "
+            "first update of a group, the estimate is of another policy. Set `num_epochs=1, "
+            "num_minibatches=1` or `use_kl_loss=True`, or take surrogate='clip'."
+        )
+
+
+def _of_trajectories(config: AlgorithmConfig, of: str) -> Iterator[str]:
+    if config.ratio_level not in (STEP, TRAJECTORY):
+        yield f"`ratio_level`{of} must be 'step' or 'trajectory', got {config.ratio_level!r}."
+    elif config.ratio_level == TRAJECTORY and not _is_one_minibatch(config):
+        yield (
+            f"`ratio_level='trajectory'`{of} needs all steps of a trajectory at once, and "
+            "minibatches split trajectories. Set `num_minibatches=1`, and `minibatch_size` to None."
+        )
+    averaging = config.loss_averaging
+    is_constant = is_number(averaging) and averaging > 0.0
+    if not is_constant and averaging not in (OVER_STEPS, OVER_TRAJECTORIES):
+        yield (
+            f"`loss_averaging`{of} must be 'steps', 'trajectories' or a number > 0, got "
+            f"{averaging!r}."
+        )
+
+
+def _is_one_minibatch(config: AlgorithmConfig) -> bool:
+    return config.num_minibatches == 1 and config.minibatch_size is None
+
+
+def _updates_once(config: AlgorithmConfig) -> bool:
+    return config.num_epochs == 1 and _is_one_minibatch(config)
+
+
+def warn_of_idle_settings(config: AlgorithmConfig, of: str) -> None:
+    """Warns of settings that are in order but do nothing."""
+    default = type(config)()
+    if config.reference_kl_coeff == 0.0 and (config.reference or config.reference_refresh):
+        warnings.warn(
+            f"`reference` and `reference_refresh`{of} do nothing with `reference_kl_coeff=0`.",
+            stacklevel=2,
+        )
+    kl = (config.kl_coeff, config.kl_target)
+    if not config.use_kl_loss and kl != (default.kl_coeff, default.kl_target):
+        warnings.warn(
+            f"`kl_coeff` and `kl_target`{of} do nothing without `use_kl_loss=True`, which is off "
+            "by default in GPG.",
+            stacklevel=2,
+        )

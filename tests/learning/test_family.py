@@ -1,0 +1,300 @@
+"""The family's losses: against naive versions, with several learners, with a frozen reference."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+
+from rllib_gpg import GPG, presets
+from rllib_gpg.learning.surrogates import Clip, resolve_surrogate
+from rllib_gpg.learning.trajectories import LOSS_WEIGHTS, TRAJECTORIES, loss_weights
+from tests.envs import Identity, ShortOrLong
+from tests.helpers import (
+    SMALL_NET,
+    built,
+    each_learner,
+    module_results,
+    same,
+    sample_group,
+    small_config,
+    snapshot,
+    whole_group,
+)
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+ONE_MINIBATCH = {"num_minibatches": 1}
+
+
+# The loss of a group.
+
+
+def naive_loss(
+    config: Any, lengths: list[int], logits: Any, old: Any, actions: Any, reference: Any, adv: Any
+) -> torch.Tensor:
+    """Trajectory by trajectory, step by step."""
+    surrogate = resolve_surrogate(config.surrogate, config.clip_param)
+    start, of_trajectories, num_steps = 0, [], sum(lengths)
+    for length in lengths:
+        steps = range(start, start + length)
+        logps = [torch.log_softmax(logits[s], 0)[actions[s]] for s in steps]
+        olds = [torch.log_softmax(old[s], 0)[actions[s]] for s in steps]
+        ratios = [torch.exp(new - was) for new, was in zip(logps, olds, strict=True)]
+        if config.ratio_level == "trajectory":
+            product = torch.prod(torch.stack(ratios))
+            ratios = [product ** (1.0 / length)] * length
+        losses = []
+        for s, logp, ratio in zip(steps, logps, ratios, strict=True):
+            x = torch.exp(reference[s] - logp)
+            kl = x - torch.log(x) - 1.0
+            losses.append(-surrogate(ratio, adv[s]) + config.reference_kl_coeff * kl)
+        of_trajectories.append(torch.stack(losses))
+        start += length
+    if config.loss_averaging == "steps":
+        return torch.cat(of_trajectories).sum() / num_steps
+    if config.loss_averaging == "trajectories":
+        return torch.stack([losses.mean() for losses in of_trajectories]).mean()
+    sums = torch.stack([losses.sum() for losses in of_trajectories])
+    return (sums / config.loss_averaging).mean()
+
+
+@pytest.mark.parametrize("surrogate", ["clip", "soft_gate", "clipped_weight", Clip(0.2, 0.3, 2.0)])
+def test_losses_and_gradients_against_a_naive_version(
+    surrogate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = small_config(Identity).build_learner(env=Identity())
+    rng = np.random.default_rng(0)
+    levels, averagings = ("step", "trajectory"), ("steps", "trajectories", 7.0)
+    for level, averaging, coeff in itertools.product(levels, averagings, (0.0, 0.5)):
+        config = small_config(Identity).training(
+            surrogate=surrogate,
+            ratio_level=level,
+            loss_averaging=averaging,
+            reference_kl_coeff=coeff,
+            num_minibatches=1,
+        )
+        lengths = rng.integers(1, 6, size=5).tolist()
+        num_steps = sum(lengths)
+        logits, old = (torch.tensor(rng.normal(size=(num_steps, 3))) for _ in range(2))
+        actions = torch.tensor(rng.integers(3, size=num_steps))
+        reference = torch.tensor(rng.normal(size=num_steps) - 2.0)
+        advantages = torch.tensor(rng.normal(size=num_steps))
+        logits.requires_grad_()
+        old_logp = torch.log_softmax(old, 1)[torch.arange(num_steps), actions]
+        batch = {
+            Columns.ACTION_DIST_INPUTS: old,
+            Columns.ACTION_LOGP: old_logp,
+            Columns.ACTIONS: actions,
+            Columns.ADVANTAGES: advantages,
+        }
+        if level == "trajectory":
+            batch[TRAJECTORIES] = torch.repeat_interleave(torch.arange(5), torch.tensor(lengths))
+        if averaging != "steps":
+            weights = loss_weights(np.array(lengths), averaging)
+            batch[LOSS_WEIGHTS] = torch.tensor(np.repeat(weights, lengths))
+        monkeypatch.setattr(learner._references, "logp", lambda *_, logp=reference: logp)
+        loss = learner.compute_loss_for_module(
+            module_id=DEFAULT_MODULE_ID,
+            config=config,
+            batch=batch,
+            fwd_out={Columns.ACTION_DIST_INPUTS: logits},
+        )
+        expected = naive_loss(config, lengths, logits, old, actions, reference, advantages)
+        torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
+        ours, theirs = (torch.autograd.grad(x, logits)[0] for x in (loss, expected))
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_the_batch_knows_its_trajectories(recurrent: bool) -> None:
+    """Through the real pipeline, also in padded sequences."""
+    lstm = {"use_lstm": True, "lstm_cell_size": 4, "max_seq_len": 16} if recurrent else {}
+    config = small_config(
+        ShortOrLong, ratio_level="trajectory", loss_averaging="trajectories", **ONE_MINIBATCH
+    ).rl_module(model_config={**SMALL_NET, **lstm})
+    with built(config) as algo:
+        episodes = sample_group(algo)
+        columns = whole_group(algo, episodes)[DEFAULT_MODULE_ID]
+    is_step = columns.get(Columns.LOSS_MASK, torch.ones_like(columns[TRAJECTORIES]).bool())
+    numbers = columns[TRAJECTORIES][is_step].numpy()
+    lengths = [len(episode) for episode in episodes]
+    np.testing.assert_array_equal(numbers, np.repeat(np.arange(8), lengths))
+    weights = columns[LOSS_WEIGHTS][is_step].numpy()
+    assert weights.mean() == pytest.approx(1.0, rel=1e-6)
+    for n, length in enumerate(lengths):
+        assert weights[numbers == n].sum() == pytest.approx(sum(lengths) / 8, rel=1e-5), length
+
+
+# A frozen reference.
+
+
+def logits_of(module: Any) -> torch.Tensor:
+    observations = torch.eye(2)[:, :1]
+    with torch.no_grad():
+        return module.forward_train({Columns.OBS: observations})[Columns.ACTION_DIST_INPUTS]
+
+
+def test_the_policy_stays_near_its_reference() -> None:
+    """Far from it with a small coefficient, near it with a large one."""
+    found = {}
+    for coeff in (0.001, 10.0):
+        with built(small_config(Identity, reference_kl_coeff=coeff, lr=0.01)) as algo:
+            for _ in range(10):
+                results = module_results(algo.train())
+            found[coeff] = results["reference_kl"]
+    assert 0.0 <= found[10.0] < 0.1 * found[0.001]
+
+
+def test_the_reference_is_the_policy_that_the_run_begins_with_until_it_is_refreshed() -> None:
+    with built(small_config(Identity, reference_kl_coeff=0.1, reference_refresh=2)) as algo:
+        (learner,) = each_learner(algo, lambda learner: learner)
+        policy = learner.module[DEFAULT_MODULE_ID]
+        first = logits_of(policy)
+        algo.train()
+        reference = learner._references.of(DEFAULT_MODULE_ID, policy)
+        assert not any(weights.requires_grad for weights in reference.parameters())
+        torch.testing.assert_close(logits_of(reference), first, rtol=0.0, atol=0.0)
+        assert not torch.allclose(logits_of(policy), first)
+        algo.train()
+        reference = learner._references.of(DEFAULT_MODULE_ID, policy)
+        second = logits_of(policy)
+        torch.testing.assert_close(logits_of(reference), second, rtol=0.0, atol=0.0)
+        algo.train()
+        assert not torch.allclose(logits_of(policy), second)
+        torch.testing.assert_close(logits_of(reference), second, rtol=0.0, atol=0.0)
+
+
+def test_a_run_that_was_cut_keeps_its_reference(tmp_path: Path) -> None:
+    """And its count of updates, to the last bit."""
+    config = small_config(Identity, reference_kl_coeff=0.3, reference_refresh=3, lr=0.01)
+    with built(config) as algo:
+        for _ in range(2):
+            algo.train()
+        checkpoint = algo.save_to_path(tmp_path)
+        for _ in range(3):
+            algo.train()
+        whole = snapshot(algo)
+    restored = GPG.from_checkpoint(checkpoint)
+    for _ in range(3):
+        restored.train()
+    assert same(snapshot(restored), whole)
+    restored.stop()
+
+
+def test_the_reference_may_be_that_of_a_checkpoint(tmp_path: Path) -> None:
+    with built(small_config(Identity, lr=0.01)) as algo:
+        for _ in range(5):
+            algo.train()
+        trained = logits_of(each_learner(algo, lambda x: x)[0].module[DEFAULT_MODULE_ID])
+        checkpoint = str(algo.save_to_path(tmp_path))
+    of_module = f"{checkpoint}/learner_group/learner/rl_module/{DEFAULT_MODULE_ID}"
+    for path in (checkpoint, of_module):
+        config = small_config(Identity, reference_kl_coeff=0.1, reference=path).debugging(seed=7)
+        with built(config) as algo:
+            (learner,) = each_learner(algo, lambda learner: learner)
+            policy = learner.module[DEFAULT_MODULE_ID]
+            reference = learner._references.of(DEFAULT_MODULE_ID, policy)
+            torch.testing.assert_close(logits_of(reference), trained, rtol=0.0, atol=0.0)
+            assert not torch.allclose(logits_of(policy), trained)
+            algo.train()
+    wider = small_config(ShortOrLong, reference_kl_coeff=0.1, reference=checkpoint)
+    for wrong in (
+        small_config(Identity, reference_kl_coeff=0.1, reference=str(tmp_path / "nowhere")),
+        wider.rl_module(model_config={**SMALL_NET, "fcnet_hiddens": [5]}),
+    ):
+        with pytest.raises(ValueError, match="is no checkpoint with a policy that fits"):
+            wrong.build_algo()
+
+
+# The presets.
+
+
+@pytest.mark.parametrize("name", [n for n in vars(presets) if n.isupper() and n[0] != "_"])
+def test_every_preset_trains(name: str) -> None:
+    config = small_config(Identity, **getattr(presets, name), group_size=16)
+    with built(config) as algo:
+        (learner,) = each_learner(algo, lambda learner: learner)
+        before = logits_of(learner.module[DEFAULT_MODULE_ID])
+        results = module_results(algo.train())
+        assert np.isfinite(results["policy_loss"])
+        assert not torch.allclose(logits_of(learner.module[DEFAULT_MODULE_ID]), before)
+
+
+def test_a_preset_takes_back_what_another_has_set() -> None:
+    """But for epochs and minibatches, which are the user's."""
+    config = small_config(Identity)
+    for preset in (presets.GSPO, presets.GIGPO, presets.PPO_PENALTY, presets.GPG):
+        config.training(num_minibatches=4).training(**preset)
+        config.validate()
+    plain = small_config(Identity).training(num_minibatches=4)
+    assert {k: getattr(config, k) for k in presets.GPG} == {
+        k: getattr(plain, k) for k in presets.GPG
+    }
+
+
+@pytest.mark.parametrize(
+    ("training", "says"),
+    [
+        ({"ratio_level": "trajectory"}, "num_minibatches=1"),
+        ({"ratio_level": "trajectory", "minibatch_size": 64}, "num_minibatches=1"),
+        ({"ratio_level": "steps"}, "'step' or 'trajectory'"),
+        ({"surrogate": "unclipped"}, "use_kl_loss=True"),
+        ({"surrogate": "clipp"}, "nearest is 'clip'"),
+        ({"surrogate": 3}, "derives from"),
+        ({"clip_param": (0.2,)}, r"\(lower, upper\)"),
+        ({"clip_param": (0.2, -1.0)}, r"\(lower, upper\)"),
+        ({"loss_averaging": "all"}, "'steps', 'trajectories' or a number > 0"),
+        ({"loss_averaging": 0.0}, "'steps', 'trajectories' or a number > 0"),
+        ({"reference_kl_coeff": -0.1}, "`reference_kl_coeff` must be a number >= 0"),
+        ({"reference_refresh": 0}, "`reference_refresh` must be an integer >= 1"),
+        ({"normalize_advantages": "bin"}, "True, False or 'bins'"),
+        ({"second_level": "state"}, r"rllib_gpg\.advantages\.Level"),
+        ({"credit": "total"}, "credit must be one of"),
+        ({"credit": "outcome", "baseline": "ridge", "lambda_": 0.9}, "`lambda_` < 1"),
+        ({"baseline": "none", "baseline_decay": 0.5}, "remembers nothing"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(training: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        small_config(Identity, **training).validate()
+
+
+def test_a_recurrent_module_has_no_optimal_constant() -> None:
+    config = small_config(Identity, baseline="optimal", group_size=2)
+    config.rl_module(model_config={**SMALL_NET, "use_lstm": True, "max_seq_len": 8})
+    with built(config) as algo, pytest.raises(ValueError, match="isn't recurrent"):
+        algo.train()
+
+
+def test_the_optimal_constant_takes_the_policys_own_gradients() -> None:
+    """Against gradients by backward, trajectory by trajectory."""
+    config = small_config(
+        ShortOrLong, baseline="optimal", credit="outcome", normalize_advantages=False
+    )
+    with built(config) as algo:
+        (learner,) = each_learner(algo, lambda learner: learner)
+        episodes = sample_group(algo)
+        columns = whole_group(algo, episodes)[DEFAULT_MODULE_ID]
+        module = learner.module[DEFAULT_MODULE_ID]
+        squares, totals = [], []
+        for episode in episodes:
+            module.zero_grad()
+            batch = {Columns.OBS: torch.tensor(episode.get_observations()[:-1])}
+            logits = module.forward_train(batch)[Columns.ACTION_DIST_INPUTS]
+            actions = torch.tensor(episode.get_actions())
+            torch.log_softmax(logits, 1)[torch.arange(len(actions)), actions].sum().backward()
+            grads = [w.grad.double().square().sum() for w in module.parameters()]
+            squares.append(float(sum(grads)))
+            totals.append(episode.get_return())
+    ours = torch.split(columns[Columns.ADVANTAGES], [len(episode) for episode in episodes])
+    for n, advantages in enumerate(ours):
+        others = [m for m in range(len(episodes)) if m != n]
+        best = sum(squares[m] * totals[m] for m in others) / sum(squares[m] for m in others)
+        np.testing.assert_allclose(advantages, totals[n] - best, rtol=1e-4, atol=1e-3)
