@@ -15,6 +15,7 @@ from benchmarks.cells import Cell, env_steps, last_return
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 DOCS = Path(__file__).parent.parent / "docs"
 # Okabe and Ito's: told apart by all kinds of colour vision.
@@ -155,7 +156,18 @@ def draw(
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     figure.legend(every.values(), every, loc="lower center", ncols=len(every), frameon=False)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    save(figure, path, bottom=0.06)
+
+
+def save(figure: Figure, path: Path, bottom: float = 0.0) -> None:
+    """Writes a picture as PNG and SVG, and lets go of it.
+
+    Args:
+        figure: The picture.
+        path: The file, without a suffix.
+        bottom: The share of its height to keep free, for a legend.
+    """
+    figure.tight_layout(rect=(0, bottom, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".svg"):
         # Without a date, so that the same figures make the same file.
