@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -36,8 +36,6 @@ logger = logging.getLogger("ray.rllib")
 
 CLIP_FRACTION_KEY = "clip_fraction"
 
-# In the order in which `compute_loss_for_module` stacks them.
-_LOSS_STATS = (POLICY_LOSS_KEY, ENTROPY_KEY, LEARNER_RESULTS_KL_KEY, CLIP_FRACTION_KEY)
 _KL_COEFFS = "kl_coeffs"
 _SCHEDULE_STEPS = "schedule_steps"
 _CONNECTOR_PIECES = "connector_pieces"
@@ -58,6 +56,14 @@ class GPGTorchLearner(TorchLearner):
     what follows from these (the KL coefficient) are means over its steps on all learners.
     """
 
+    # In the order in which `compute_loss_for_module` stacks them.
+    loss_stats: tuple[str, ...] = (
+        POLICY_LOSS_KEY,
+        ENTROPY_KEY,
+        LEARNER_RESULTS_KL_KEY,
+        CLIP_FRACTION_KEY,
+    )
+
     @override(Learner)
     def build(self) -> None:
         """Builds the module, its optimizers, and per module the coefficients of the loss."""
@@ -68,7 +74,7 @@ class GPGTorchLearner(TorchLearner):
         # RLlib has rounded the first one of a schedule to float32, but none of the later ones.
         self._set_learning_rates()
         self._kl_coeffs: dict[ModuleID, float] = {}
-        # Per module one row of `_LOSS_STATS` per minibatch of this update.
+        # Per module one row of `loss_stats` per minibatch of this update.
         self._loss_stats: dict[ModuleID, list[Tensor]] = defaultdict(list)
 
     def entropy_coeff(self, module_id: ModuleID) -> float:
@@ -103,17 +109,7 @@ class GPGTorchLearner(TorchLearner):
             batch[Columns.ACTION_DIST_INPUTS]
         )
         new = module.get_train_action_dist_cls().from_logits(fwd_out[Columns.ACTION_DIST_INPUTS])
-        # Zero-padded steps (recurrent modules) count nowhere.
-        mask = batch.get(Columns.LOSS_MASK)
-        num_steps = batch[Columns.ADVANTAGES].numel() if mask is None else mask.sum()
-        num_steps = torch.as_tensor(num_steps, dtype=torch.float32, device=self._device)
-        # The mean over the learners, which DDP takes of the gradients, makes this the mean over the
-        # steps of all learners. These differ in number by a step, or more in padded sequences.
-        weight = num_steps / self._mean_over_learners(num_steps)
-
-        def mean(per_step: Tensor) -> Tensor:
-            return weight * (per_step if mask is None else per_step[mask]).mean()
-
+        mean = self._mean_over_steps(batch)
         # ratio = pi(a|s) / pi_old(a|s)
         ratio = torch.exp(new.logp(batch[Columns.ACTIONS]) - batch[Columns.ACTION_LOGP])
         surrogate = clipped_surrogate(ratio, batch[Columns.ADVANTAGES], config.clip_param)
@@ -139,7 +135,7 @@ class GPGTorchLearner(TorchLearner):
             config = self.config.get_config_for_module(module_id)
             last_epoch = torch.stack(rows[-math.ceil(len(rows) / config.num_epochs) :])
             means = self._mean_over_learners(last_epoch.mean(0))
-            stats = dict(zip(_LOSS_STATS, means.tolist(), strict=True))
+            stats = dict(zip(self.loss_stats, means.tolist(), strict=True))
             self._entropy_coeff_scheduler(module_id).update(timestep=self._schedule_steps)
             stats[LEARNER_RESULTS_CURR_ENTROPY_COEFF_KEY] = self.entropy_coeff(module_id)
             if config.use_kl_loss:
@@ -221,6 +217,20 @@ class GPGTorchLearner(TorchLearner):
         for module_id, moments in (observation_moments or {}).items():
             self.module[module_id].unwrapped().observation_normalizer.update(moments)
         return results
+
+    def _mean_over_steps(self, batch: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+        """Returns the mean over the steps of a minibatch, weighted for the mean over learners.
+
+        All learners must call this; with what comes of it there is nothing to wait for.
+        """
+        # Zero-padded steps (recurrent modules) count nowhere.
+        mask = batch.get(Columns.LOSS_MASK)
+        num_steps = batch[Columns.ADVANTAGES].numel() if mask is None else mask.sum()
+        num_steps = torch.as_tensor(num_steps, dtype=torch.float32, device=self._device)
+        # The mean over the learners, which DDP takes of the gradients, makes this the mean over the
+        # steps of all learners. These differ in number by a step, or more in padded sequences.
+        weight = num_steps / self._mean_over_learners(num_steps)
+        return lambda per_step: weight * (per_step if mask is None else per_step[mask]).mean()
 
     def _mean_over_learners(self, values: Tensor) -> Tensor:
         """Returns the mean of what each learner calls this with; all of them must."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any
@@ -108,24 +107,15 @@ def of_the_loss(config: AlgorithmConfig, of: str) -> Iterator[str]:
     """Yields what is wrong with how the policy is to be moved."""
     for name in ("lr", "entropy_coeff"):
         yield from _schedule(config, name, of)
-    for name in ("clip_param", "kl_target"):
+    for name in ("clip_param", "kl_target", "max_kl"):
         value = getattr(config, name)
         if not _is_number(value) or value <= 0.0:
             yield f"`{name}`{of} must be a number > 0, got {value!r}."
-    if not _is_number(config.kl_coeff) or config.kl_coeff < 0.0:
-        yield f"`kl_coeff`{of} must be a number >= 0, got {config.kl_coeff!r}."
-
-
-def warn_of_idle_settings(config: AlgorithmConfig, of: str) -> None:
-    """Warns of settings that are in order but do nothing."""
-    default = type(config)()
-    kl = (config.kl_coeff, config.kl_target)
-    if not config.use_kl_loss and kl != (default.kl_coeff, default.kl_target):
-        warnings.warn(
-            f"`kl_coeff` and `kl_target`{of} do nothing without `use_kl_loss=True`, which is off "
-            "by default in GPG.",
-            stacklevel=2,
-        )
+    for name in ("kl_coeff", "cg_damping"):
+        value = getattr(config, name)
+        if not _is_number(value) or value < 0.0:
+            yield f"`{name}`{of} must be a number >= 0, got {value!r}."
+    yield from _count(config, "cg_iterations")
 
 
 def _schedule(config: AlgorithmConfig, name: str, of: str) -> Iterator[str]:
