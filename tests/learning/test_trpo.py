@@ -28,6 +28,7 @@ from tests.helpers import (
     each_learner,
     fingerprint,
     guarded,
+    logged_warnings,
     module_results,
     same,
     sample_group,
@@ -238,9 +239,10 @@ def test_without_a_direction_there_is_no_step(value: float) -> None:
     def change(batch: dict[str, Any]) -> None:
         batch[Columns.ADVANTAGES].fill_(value)
 
-    with built(trpo_config()) as algo:
+    with built(trpo_config()) as algo, logged_warnings() as warnings:
         _, before, after = update(algo, change)
     assert same(vector(before), vector(after))
+    assert any("No step: the gradient" in message for message in warnings) == math.isnan(value)
 
 
 class Interrupted(GPGTRPOTorchLearner):
