@@ -117,6 +117,10 @@ class GPGConfig(AlgorithmConfig):
         self.use_kl_loss = False
         self.kl_coeff = 0.2
         self.kl_target = 0.01
+        # That of `GPGTRPOTorchLearner`.
+        self.max_kl = 0.01
+        self.cg_iterations = 10
+        self.cg_damping = 0.1
 
         # Whole episodes; see also `env_runner_cls`.
         self.batch_mode = "complete_episodes"
@@ -140,6 +144,15 @@ class GPGConfig(AlgorithmConfig):
     @env_runner_cls.setter
     def env_runner_cls(self, value: type[EnvRunner] | None) -> None:
         self._env_runner_cls = value
+
+    @property
+    def learner_class(self) -> type[Learner]:
+        """What moves the policy: by default `GPGTorchLearner`."""
+        return self._learner_class or self.get_default_learner_class()
+
+    @learner_class.setter
+    def learner_class(self, value: type[Learner] | None) -> None:
+        self._learner_class = value
 
     @override(AlgorithmConfig)
     def training(
@@ -167,6 +180,10 @@ class GPGConfig(AlgorithmConfig):
         use_kl_loss: bool = NotProvided,
         kl_coeff: float = NotProvided,
         kl_target: float = NotProvided,
+        learner_class: type[Learner] | None = NotProvided,
+        max_kl: float = NotProvided,
+        cg_iterations: int = NotProvided,
+        cg_damping: float = NotProvided,
         **kwargs: Any,
     ) -> Self:
         """Sets the training related configuration.
@@ -240,6 +257,19 @@ class GPGConfig(AlgorithmConfig):
             kl_coeff: The first KL coefficient. It is adapted after each update, times 1.5 when the
                 KL is above twice `kl_target`, halved when it is below half of it. Default 0.2.
             kl_target: The KL divergence per update to steer to. Default 0.01.
+            learner_class: How the policy is moved. Default None: `GPGTorchLearner`, by PPO's
+                clipped loss. `rllib_gpg.learning.GPGTRPOTorchLearner` makes one step of TRPO per
+                group, so set `num_epochs=1` and `num_minibatches=1` with it; `lr`, `grad_clip`,
+                `clip_param` and the KL loss then mean nothing. Or a subclass of either.
+            max_kl: TRPO's bound on the mean KL(old, new) over the steps of a group. Larger is
+                faster as long as the group is large enough to know the direction; 0.001 to 0.05
+                are usual. Default 0.01, as in its paper.
+            cg_iterations: How many conjugate gradient iterations TRPO's direction may take, each
+                a backward pass through a backward pass over the group. More are more exact; 10 to
+                20 are usual. Default 10: further ones turn the direction little.
+            cg_damping: What is added to the diagonal of TRPO's Fisher matrix, which is singular
+                for most networks. Larger is nearer to the plain gradient, and makes steps shorter;
+                0.001 to 0.1 are usual, 0 is allowed. Default 0.1, the safe end.
             **kwargs: The settings of `AlgorithmConfig.training`. Defaults that differ: `lr` 1e-3
                 (there is no critic to wait for), `num_epochs` 4 (with 4 minibatches, as in the
                 paper's source), `grad_clip` 0.5 by global norm (returns without a critic's
@@ -283,6 +313,10 @@ class GPGConfig(AlgorithmConfig):
             use_kl_loss=use_kl_loss,
             kl_coeff=kl_coeff,
             kl_target=kl_target,
+            learner_class=learner_class,
+            max_kl=max_kl,
+            cg_iterations=cg_iterations,
+            cg_damping=cg_damping,
         )
 
     @override(AlgorithmConfig)

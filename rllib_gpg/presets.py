@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from rllib_gpg.advantages.levels import Level
+from rllib_gpg.learning import GPGTRPOTorchLearner
 from rllib_gpg.learning.surrogates import ClippedWeight
 
 Preset = dict[str, Any]
@@ -35,6 +36,7 @@ GPG: Final[Preset] = {
     "loss_averaging": "steps",
     "use_kl_loss": False,
     "reference_kl_coeff": 0.0,
+    "learner_class": None,
 }
 
 _ONE_UPDATE = {"surrogate": "unclipped", "num_epochs": 1, "num_minibatches": 1}
@@ -110,3 +112,11 @@ GR2PO: Final[Preset] = {**GPG, "normalize_advantages": "bins"}
 
 # Schulman et al., 2017, section 4: an adaptive KL penalty in place of the clip.
 PPO_PENALTY: Final[Preset] = {**GPG, "surrogate": "unclipped", "use_kl_loss": True}
+
+# Schulman et al., 2015: one natural-gradient step per group, within a bound on the KL.
+TRPO: Final[Preset] = {
+    **GPG,
+    "learner_class": GPGTRPOTorchLearner,
+    "num_epochs": 1,
+    "num_minibatches": 1,
+}

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,14 +39,6 @@ logger = logging.getLogger("ray.rllib")
 CLIP_FRACTION_KEY = "clip_fraction"
 REFERENCE_KL_KEY = "reference_kl"
 
-# In the order in which `compute_loss_for_module` stacks them.
-_LOSS_STATS = (
-    POLICY_LOSS_KEY,
-    ENTROPY_KEY,
-    LEARNER_RESULTS_KL_KEY,
-    CLIP_FRACTION_KEY,
-    REFERENCE_KL_KEY,
-)
 _KL_COEFFS = "kl_coeffs"
 _REFERENCES = "references"
 _NUM_UPDATES = "num_updates"
@@ -70,6 +62,15 @@ class GPGTorchLearner(TorchLearner):
     what follows from these (the KL coefficient) are means over its steps on all learners.
     """
 
+    # In the order in which `compute_loss_for_module` stacks them.
+    loss_stats: tuple[str, ...] = (
+        POLICY_LOSS_KEY,
+        ENTROPY_KEY,
+        LEARNER_RESULTS_KL_KEY,
+        CLIP_FRACTION_KEY,
+        REFERENCE_KL_KEY,
+    )
+
     @override(Learner)
     def build(self) -> None:
         """Builds the module, its optimizers, and per module the coefficients of the loss."""
@@ -85,7 +86,7 @@ class GPGTorchLearner(TorchLearner):
         for module_id in self.module.keys() if self.config.reference is not None else ():
             # Now: a checkpoint that doesn't fit shouldn't cost a group.
             self._make_reference(module_id)
-        # Per module one row of `_LOSS_STATS` per minibatch of this update.
+        # Per module one row of `loss_stats` per minibatch of this update.
         self._loss_stats: dict[ModuleID, list[Tensor]] = defaultdict(list)
 
     def entropy_coeff(self, module_id: ModuleID) -> float:
@@ -121,22 +122,10 @@ class GPGTorchLearner(TorchLearner):
             batch[Columns.ACTION_DIST_INPUTS]
         )
         new = module.get_train_action_dist_cls().from_logits(fwd_out[Columns.ACTION_DIST_INPUTS])
-        # Zero-padded steps (recurrent modules) count nowhere.
-        mask = batch.get(Columns.LOSS_MASK)
-        num_steps = advantages.numel() if mask is None else mask.sum()
-        num_steps = torch.as_tensor(num_steps, dtype=torch.float32, device=self._device)
-        # The mean over the learners, which DDP takes of the gradients, makes this the mean over the
-        # steps of all learners. These differ in number by a step, or more in padded sequences.
-        weight = num_steps / self._mean_over_learners(num_steps)
-
-        def mean(per_step: Tensor) -> Tensor:
-            if LOSS_WEIGHTS in batch:
-                per_step = per_step * batch[LOSS_WEIGHTS]
-            return weight * (per_step if mask is None else per_step[mask]).mean()
-
+        mean = self._mean_over_steps(batch)
         # ratio = pi(a|s) / pi_old(a|s)
         logp = new.logp(actions)
-        ratio = _ratio(logp - batch[Columns.ACTION_LOGP], batch, mask)
+        ratio = ratios(logp - batch[Columns.ACTION_LOGP], batch)
         surrogate = resolve_surrogate(config.surrogate, config.clip_param)
         policy_loss = -mean(surrogate(ratio, advantages))
         entropy = mean(new.entropy())
@@ -167,14 +156,14 @@ class GPGTorchLearner(TorchLearner):
             config = self.config.get_config_for_module(module_id)
             last_epoch = torch.stack(rows[-math.ceil(len(rows) / config.num_epochs) :])
             means = self._mean_over_learners(last_epoch.mean(0))
-            stats = dict(zip(_LOSS_STATS, means.tolist(), strict=True))
+            stats = dict(zip(self.loss_stats, means.tolist(), strict=True))
             self._entropy_coeff_scheduler(module_id).update(timestep=self._schedule_steps)
             stats[LEARNER_RESULTS_CURR_ENTROPY_COEFF_KEY] = self.entropy_coeff(module_id)
             if config.use_kl_loss:
                 self._adapt_kl_coeff(module_id, config, stats[LEARNER_RESULTS_KL_KEY])
                 stats[LEARNER_RESULTS_CURR_KL_COEFF_KEY] = self.kl_coeff(module_id)
             if config.reference_kl_coeff == 0.0:
-                del stats[REFERENCE_KL_KEY]
+                stats.pop(REFERENCE_KL_KEY, None)
             elif config.reference_refresh and self._num_updates % config.reference_refresh == 0:
                 self._references.refresh(module_id, self.module[module_id].unwrapped())
             self.metrics.log_dict(stats, key=module_id, window=1)
@@ -265,6 +254,26 @@ class GPGTorchLearner(TorchLearner):
         if self.config.get_config_for_module(module_id).reference_kl_coeff > 0.0:
             self._references.of(module_id, self.module[module_id].unwrapped())
 
+    def _mean_over_steps(self, batch: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+        """Returns the mean over the steps of a minibatch, weighted for the mean over learners.
+
+        All learners must call this; with what comes of it there is nothing to wait for.
+        """
+        # Zero-padded steps (recurrent modules) count nowhere.
+        mask = batch.get(Columns.LOSS_MASK)
+        num_steps = batch[Columns.ADVANTAGES].numel() if mask is None else mask.sum()
+        num_steps = torch.as_tensor(num_steps, dtype=torch.float32, device=self._device)
+        # The mean over the learners, which DDP takes of the gradients, makes this the mean over the
+        # steps of all learners. These differ in number by a step, or more in padded sequences.
+        weight = num_steps / self._mean_over_learners(num_steps)
+
+        def mean(per_step: Tensor) -> Tensor:
+            if LOSS_WEIGHTS in batch:
+                per_step = per_step * batch[LOSS_WEIGHTS]
+            return weight * (per_step if mask is None else per_step[mask]).mean()
+
+        return mean
+
     def _mean_over_learners(self, values: Tensor) -> Tensor:
         """Returns the mean of what each learner calls this with; all of them must."""
         if self.config.num_learners > 1:
@@ -312,10 +321,11 @@ class GPGTorchLearner(TorchLearner):
             self._kl_coeffs[module_id] = self.kl_coeff(module_id) * 0.5
 
 
-def _ratio(log_ratio: Tensor, batch: Mapping[str, Any], mask: Tensor | None) -> Tensor:
-    """Returns the ratio of each step, or of its trajectory where the batch knows that."""
+def ratios(log_ratio: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Returns pi(a|s) / pi_old(a|s) of each step, or of its trajectory if the batch knows that."""
     if TRAJECTORIES not in batch:
         return torch.exp(log_ratio)
+    mask = batch.get(Columns.LOSS_MASK)
     if mask is None:
         return trajectory_ratio(log_ratio, batch[TRAJECTORIES])
     ratio = torch.ones_like(log_ratio)

@@ -1,15 +1,16 @@
 """What GPG refuses in a config, by name, with the mend.
 
 One file per question: is it a setting at all (`names`), of the critic or the model (`modules`), a
-number in its range (`numbers`, `loss`), something env runners can do (`env_runners`)? Each yields a
-sentence per problem. `spaces` looks again once the spaces of the env are known.
+number in its range (`numbers`, `loss`), something env runners can do (`env_runners`), of use to the
+learner (`updates`)? Each yields a sentence per problem. `spaces` looks again once the spaces of the
+env are known.
 """
 
 from collections.abc import Iterable
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from rllib_gpg.validation import env_runners, loss, modules, names, numbers
+from rllib_gpg.validation import env_runners, loss, modules, names, numbers, updates
 from rllib_gpg.validation.names import CRITIC_SETTINGS, check_arguments
 from rllib_gpg.validation.spaces import check_spaces
 
@@ -58,8 +59,9 @@ def check_config(config: AlgorithmConfig) -> None:
         numbers.of_the_group(config),
         numbers.of_the_batch(config),
         env_runners.problems(config),
+        updates.problems(config),
     )
-    loss.warn_of_idle_settings(config, "")
+    updates.warn_of_idle_settings(config, "")
     _check_overrides(config)
     _check_evaluation(config)
 
@@ -70,7 +72,7 @@ def _check_overrides(config: AlgorithmConfig) -> None:
         module_config = config.copy(copy_frozen=False).update_from_dict(overrides)
         of = f" of module {module_id!r}"
         _refuse(_of_one_module(module_config, of))
-        loss.warn_of_idle_settings(module_config, of)
+        updates.warn_of_idle_settings(module_config, of)
 
 
 def _check_evaluation(config: AlgorithmConfig) -> None:

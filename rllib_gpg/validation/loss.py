@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -16,9 +15,12 @@ def of_the_loss(config: AlgorithmConfig, of: str) -> Iterator[str]:
     """Yields what is wrong with how the policy is to be moved."""
     for name in ("lr", "entropy_coeff"):
         yield from schedule(config, name, of)
-    if not is_number(config.kl_target) or config.kl_target <= 0.0:
-        yield f"`kl_target`{of} must be a number > 0, got {config.kl_target!r}."
-    for name in ("kl_coeff", "reference_kl_coeff"):
+    for name in ("kl_target", "max_kl"):
+        value = getattr(config, name)
+        if not is_number(value) or value <= 0.0:
+            yield f"`{name}`{of} must be a number > 0, got {value!r}."
+    yield from count(config, "cg_iterations")
+    for name in ("kl_coeff", "reference_kl_coeff", "cg_damping"):
         value = getattr(config, name)
         if not is_number(value) or value < 0.0:
             yield f"`{name}`{of} must be a number >= 0, got {value!r}."
@@ -70,20 +72,3 @@ def _is_one_minibatch(config: AlgorithmConfig) -> bool:
 
 def _updates_once(config: AlgorithmConfig) -> bool:
     return config.num_epochs == 1 and _is_one_minibatch(config)
-
-
-def warn_of_idle_settings(config: AlgorithmConfig, of: str) -> None:
-    """Warns of settings that are in order but do nothing."""
-    default = type(config)()
-    if config.reference_kl_coeff == 0.0 and (config.reference or config.reference_refresh):
-        warnings.warn(
-            f"`reference` and `reference_refresh`{of} do nothing with `reference_kl_coeff=0`.",
-            stacklevel=2,
-        )
-    kl = (config.kl_coeff, config.kl_target)
-    if not config.use_kl_loss and kl != (default.kl_coeff, default.kl_target):
-        warnings.warn(
-            f"`kl_coeff` and `kl_target`{of} do nothing without `use_kl_loss=True`, which is off "
-            "by default in GPG.",
-            stacklevel=2,
-        )
