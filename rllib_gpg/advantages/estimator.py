@@ -24,6 +24,7 @@ from rllib_gpg.advantages.inputs import (
     as_arrays,
     check_finals,
     check_finite,
+    check_labels,
     check_starts,
     check_values,
     default_names,
@@ -82,6 +83,7 @@ def estimate_advantages(
     final_observations: Sequence[Any] | None = None,
     first_timesteps: Sequence[int] | None = None,
     episodes: Sequence[Hashable] | None = None,
+    starts: Sequence[Hashable] | None = None,
 ) -> list[FloatArray]:
     """The advantage of every step of a group: ``estimate_group(...).advantages``.
 
@@ -104,6 +106,7 @@ def estimate_advantages(
         final_observations=final_observations,
         first_timesteps=first_timesteps,
         episodes=episodes,
+        starts=starts,
     ).advantages
 
 
@@ -121,6 +124,7 @@ def estimate_group(
     final_observations: Sequence[Any] | None = None,
     first_timesteps: Sequence[int] | None = None,
     episodes: Sequence[Hashable] | None = None,
+    starts: Sequence[Hashable] | None = None,
     names: Sequence[str] | None = None,
 ) -> GroupEstimate:
     """Estimates the advantage of every step of a group of trajectories (Algorithm 2).
@@ -170,6 +174,10 @@ def estimate_group(
             episode are in the group. Their rewards may depend on one another's actions, so what is
             left out of a mean is all of an episode, not only the trajectory. Default None: each is
             of its own.
+        starts: N labels of the starts that trajectories have, where several share one: those of
+            different starts share no bin then, as answers to different prompts don't in GRPO. What
+            is remembered of bins means nothing in the next group. Default None: a bin holds
+            trajectories of all starts.
         names: N words for the trajectories, for errors; "trajectory 3" by default.
 
     Returns:
@@ -178,19 +186,26 @@ def estimate_group(
     Raises:
         ValueError: If the group or a trajectory is empty, lengths disagree, a reward or an
             observation is not finite, gamma or lambda_ is outside [0, 1], keys have the wrong
-            shape, a setting needs a baseline that sees the state, or a baseline gives values that
-            aren't finite or not one per step, or a memory that it says it hasn't.
+            shape, a setting needs a baseline that sees the state or bins that last, or a baseline
+            gives values that aren't finite or not one per step, or a memory that it says it hasn't.
         TypeError: If keys are not integers, or the binning cannot take the observations.
     """
     binning = resolve_binning(binning)
     baseline = resolve_baseline(baseline, leave_one_out=leave_one_out)
-    check_uses(baseline, binning, lambda_=lambda_, bootstrap=final_observations is not None)
+    check_uses(
+        baseline,
+        binning,
+        lambda_=lambda_,
+        bootstrap=final_observations is not None,
+        of_starts=starts is not None,
+    )
     names = names or default_names(rewards)
     observations, rewards = as_arrays(observations, rewards, names)
     check_finite(observations, rewards, names)
     if final_observations is not None:
         check_finals(final_observations, names)
     lengths_N = np.array([len(reward_T) for reward_T in rewards])
+    check_labels(starts, names)
     start_N = check_starts(first_timesteps, names)
     # What was learned with other bins, or by another kind of baseline, means nothing here.
     of = (type(baseline).__name__, name_of(binning))
@@ -198,7 +213,7 @@ def estimate_group(
 
     # k[n,t] = f(s[n,t], t)
     group = into_bins(
-        binning, observations, lengths_N, start_N, names, final_observations, episodes
+        binning, observations, lengths_N, start_N, names, final_observations, episodes, starts
     )
     reward_S = np.concatenate(rewards)
     if final_observations is not None:

@@ -21,11 +21,32 @@ _MAX_NUM_MINIBATCHES = 10_000
 def of_the_group(config: AlgorithmConfig) -> Iterator[str]:
     """Yields what is wrong with the size of the group and of its parts."""
     yield from _count(config, "group_size", "It is how many whole episodes one update learns from.")
+    yield from _of_starts(config)
     yield from _count(config, "num_epochs")
     yield from _count(config, "max_share_failures")
     for name in ("episodes_per_share", "max_episode_steps", "num_minibatches", "minibatch_size"):
         if getattr(config, name) is not None:
             yield from _count(config, name)
+
+
+def _of_starts(config: AlgorithmConfig) -> Iterator[str]:
+    size, per_start, extra = config.group_size, config.episodes_per_start, config.max_extra_starts
+    if not _is_count(per_start):
+        yield from _count(config, "episodes_per_start", "With 1 each episode has its own start.")
+    elif _is_count(size) and size % per_start:
+        yield (
+            f"`group_size` must be a multiple of `episodes_per_start`: with {per_start} episodes "
+            f"per start, set {max(size // per_start, 1) * per_start} or "
+            f"{(size // per_start + 1) * per_start} instead of {size}."
+        )
+    if not _is_count(extra) and (extra != 0 or isinstance(extra, bool)):
+        yield f"`max_extra_starts` must be an integer >= 0, got {extra!r}."
+    elif extra != 0 and per_start == 1:
+        yield (
+            f"`max_extra_starts` = {extra} replaces starts whose episodes all have the same "
+            "return, and a single episode always has: set `episodes_per_start` above 1, or remove "
+            "the setting."
+        )
 
 
 def of_the_batch(config: AlgorithmConfig) -> Iterator[str]:
@@ -83,6 +104,7 @@ def of_the_estimator(config: AlgorithmConfig, of: str) -> Iterator[str]:
             binning,
             lambda_=config.lambda_,
             bootstrap=config.bootstrap_truncated,
+            of_starts=config.episodes_per_start != 1,
         )
     except (ValueError, TypeError) as error:
         yield f"`baseline`{of}: {error}"
@@ -155,8 +177,12 @@ def _is_schedule(value: Any) -> bool:
 
 def _count(config: AlgorithmConfig, name: str, meaning: str = "") -> Iterator[str]:
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+    if not _is_count(value):
         yield f"`{name}` must be an integer >= 1, got {value!r}. {meaning}".strip()
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _is_number(value: Any) -> bool:
