@@ -163,7 +163,7 @@ class GroupAdvantageEstimation(ConnectorV2):
             settings, bootstrap = self._settings_of(module_id)
             # Agents of one episode share its luck, and perhaps its rewards.
             ids = [episode.multi_agent_episode_id or episode.id_ for episode in group]
-            starts = None if start_of is None else [start_of[id_] for id_ in ids]
+            starts = None if start_of is None else [_start(id_, start_of) for id_ in ids]
             estimate = estimate_group(
                 [_observations(episode) for episode in group],
                 rewards,
@@ -329,6 +329,23 @@ def _check_whole(episode: SingleAgentEpisode) -> None:
         "with `batch_mode='complete_episodes'`, and with one learner: RLlib slices episodes in "
         "order to share them out to several."
     )
+
+
+def _start(episode_id: str, start_of: Mapping[str, int]) -> int:
+    """Returns the number of an episode's start, also where RLlib has added numbers to its id.
+
+    Raises:
+        ValueError: If the episode isn't one of the group.
+    """
+    known = episode_id
+    while known and known not in start_of:
+        known = known.rpartition("_")[0]
+    if not known:
+        raise ValueError(
+            f"Episode {episode_id} has no start: where episodes share their starts "
+            "(`episodes_per_start`), learner connector pieces can't add others."
+        )
+    return start_of[known]
 
 
 def _num_equal_starts(

@@ -34,10 +34,10 @@ def _of_starts(config: AlgorithmConfig) -> Iterator[str]:
     if not _is_count(per_start):
         yield from _count(config, "episodes_per_start", "With 1 each episode has its own start.")
     elif _is_count(size) and size % per_start:
+        below, above = size // per_start * per_start, (size // per_start + 1) * per_start
         yield (
             f"`group_size` must be a multiple of `episodes_per_start`: with {per_start} episodes "
-            f"per start, set {max(size // per_start, 1) * per_start} or "
-            f"{(size // per_start + 1) * per_start} instead of {size}."
+            f"per start, set {f'{below} or ' if below else ''}{above} instead of {size}."
         )
     if not _is_count(extra) and (extra != 0 or isinstance(extra, bool)):
         yield f"`max_extra_starts` must be an integer >= 0, got {extra!r}."
