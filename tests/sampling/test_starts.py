@@ -374,6 +374,8 @@ def rounds(returns_of: dict[int, list[float]], num_starts: int, most: int) -> li
             ]
             results.append(SimpleNamespace(share=share, summaries=summaries))
         shares = starts.further(results)
+    # None draws the actions of another.
+    assert [result.share.index for result in results] == list(range(len(results)))
     episodes = [start for of_round in sampled for start in of_round for _ in range(per_start)]
     return [*sampled, starts.in_group(episodes)[::per_start]]
 
