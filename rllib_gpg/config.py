@@ -87,6 +87,8 @@ class GPGConfig(AlgorithmConfig):
 
         # The group, and what each step of it was worth.
         self.group_size = 32
+        self.episodes_per_start = 1
+        self.max_extra_starts = 0
         self.binning: str | BinningFunction = "time"
         self.leave_one_out = False
         self.normalize_advantages: bool | str = True
@@ -159,6 +161,8 @@ class GPGConfig(AlgorithmConfig):
         self,
         *,
         group_size: int = NotProvided,
+        episodes_per_start: int = NotProvided,
+        max_extra_starts: int = NotProvided,
         binning: str | BinningFunction = NotProvided,
         leave_one_out: bool = NotProvided,
         normalize_advantages: bool | str = NotProvided,
@@ -194,6 +198,27 @@ class GPGConfig(AlgorithmConfig):
                 env steps each; 8 to 128 are usual. With 1 and time bins there is nothing to compare
                 with, and so no signal, unless the baseline remembers earlier groups. Default 32:
                 with it and the other defaults both CartPole and LunarLander are learned.
+            episodes_per_start: How many episodes of a group have each start in common; `group_size`
+                must be a multiple of it. Above 1, bins hold the episodes of one start only, as
+                answers to one prompt are compared in GRPO: for envs whose start decides much of the
+                return. 4 to 16 are usual: more starts see more of the env, more episodes of each
+                make better baselines. The same start is the same seed of the env's `reset`. What
+                the env draws later from the generator that this seeds is alike too: in gymnasium,
+                the noise of the dynamics, for as long as the episodes draw as many numbers. So
+                advantages are those under the same noise, and what differs are the actions, which
+                are drawn independently. What an env or a connector draws from elsewhere, such as
+                NumPy's global generator, or remembers of other episodes, as `MeanStdFilter` does,
+                differs from the start on. Refused for native and asynchronous vector envs, which
+                can't be reset one by one. Default 1: every episode has a start of its own, and bins
+                hold all of them.
+            max_extra_starts: How many further starts may be drawn in an iteration, in place of
+                starts whose episodes all have the same undiscounted return (the sum over all
+                agents): DAPO's dynamic sampling. It goes in rounds, until no such start is left in
+                the group or so many have been drawn; starts without replacement stay. For envs that
+                reward the end: there such a start has no signal, and without it the gradient only
+                becomes larger. Where rewards come on the way, what is dropped may have had one.
+                Dropped episodes were sampled: they count in env steps, `episode_return_mean` and
+                what connectors remember. Needs `episodes_per_start` above 1. Default 0: none.
             binning: Which steps share a baseline (equation 6): "time" (default, as in all headline
                 experiments of the paper), "universal", "state"; an object such as
                 `rllib_gpg.advantages.SpatialTimeBinning(epsilon=0.2)`; or a function
@@ -292,6 +317,8 @@ class GPGConfig(AlgorithmConfig):
         super().training(**kwargs)
         return self._set(
             group_size=group_size,
+            episodes_per_start=episodes_per_start,
+            max_extra_starts=max_extra_starts,
             binning=binning,
             leave_one_out=leave_one_out,
             normalize_advantages=normalize_advantages,

@@ -31,7 +31,7 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.typing import EpisodeType, ModuleID, ResultDict, StateDict
 from ray.tune import Checkpoint
 
-from rllib_gpg.advantages.connector import GROUP_NUMBER
+from rllib_gpg.advantages.connector import GROUP_NUMBER, STARTS
 from rllib_gpg.checkpoints import check_checkpoint
 from rllib_gpg.config import GPGConfig
 from rllib_gpg.evaluation import (
@@ -47,6 +47,7 @@ from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gath
 from rllib_gpg.sampling.messages import Share, Weights
 from rllib_gpg.sampling.recording import EpisodeRecorder
 from rllib_gpg.sampling.standing import Standing
+from rllib_gpg.sampling.starts import NUM_EXTRA_STARTS, StartsOfGroup, starts_of
 from rllib_gpg.seeding import RunSeed
 from rllib_gpg.threads import threads_of_main_process
 from rllib_gpg.validation import check_attributes, check_spaces
@@ -163,17 +164,28 @@ class GPG(Algorithm):
             shares = cut_into_shares(
                 self.config, self._run_seed.value, self._num_groups, standing=self._standing
             )
+            starts = StartsOfGroup(self.config)
             try:
                 group = self._gather(
-                    self.env_runner_group, shares, weights, self.config, ENV_RUNNER_RESULTS
+                    self.env_runner_group,
+                    shares,
+                    weights,
+                    self.config,
+                    ENV_RUNNER_RESULTS,
+                    further=starts.further,
                 )
             except SamplingError as error:
                 raise self._with_checkpoint(error) from error
             if self.config.merge_env_runner_states:
+                # Of all that was sampled: a share may hold episodes that stay and others.
                 self._policy.connectors.merge(weights.connectors, group.connectors)
-        self._recorder.take(group.episodes)
+        if self.config.max_extra_starts:
+            key = (ENV_RUNNER_RESULTS, NUM_EXTRA_STARTS)
+            self.metrics.log_value(key, starts.num_extra, reduce="sum")
+        episodes = starts.in_group(group.episodes)
+        self._recorder.take(episodes)
         self._next_standing = group.standing
-        return group.episodes
+        return episodes
 
     def _gather(
         self,
@@ -182,6 +194,7 @@ class GPG(Algorithm):
         weights: Weights,
         config: GPGConfig,
         *key: str,
+        **further: Any,
     ) -> Group:
         group = gather(
             env_runner_group,
@@ -189,6 +202,7 @@ class GPG(Algorithm):
             weights,
             config=config,
             restore=lambda: self._restore(env_runner_group),
+            **further,
         )
         self.metrics.aggregate(group.metrics, key=key)
         return group
@@ -200,30 +214,12 @@ class GPG(Algorithm):
         lost = [index for index in manager.actor_ids() if not manager.is_actor_healthy(index)]
         # First in the line of what RLlib asks them, such as to take weights, which may not fit the
         # modules that they are made with. Not waited for: they may still be gone.
-        self._make_changes(env_runner_group, lost, timeout_seconds=0.0)
+        self._policy.make_changes(env_runner_group, lost, timeout_seconds=0.0)
         restored: list[int] = super().restore_env_runners(env_runner_group)
         # RLlib has given them all modules of the local env runner.
-        self._make_changes(
-            env_runner_group, restored, timeout_seconds=self.config.env_runner_restore_timeout_s
-        )
+        timeout_seconds = self.config.env_runner_restore_timeout_s
+        self._policy.make_changes(env_runner_group, restored, timeout_seconds)
         return restored
-
-    def _make_changes(
-        self, env_runner_group: EnvRunnerGroup, indices: list[int], timeout_seconds: float
-    ) -> None:
-        """Has remote env runners make what `add_module` and `remove_module` changed."""
-        if not indices or not self.config.is_multi_agent:
-            return
-        changes = self._policy.training_changes
-        if env_runner_group is self.eval_env_runner_group:
-            changes = self._policy.evaluation_changes
-        env_runner_group.foreach_env_runner(
-            lambda runner: runner.make_changes(changes),
-            local_env_runner=False,
-            healthy_only=False,
-            remote_worker_ids=indices,
-            timeout_seconds=timeout_seconds,
-        )
 
     def _restore(self, env_runner_group: EnvRunnerGroup) -> None:
         """Brings lost env runners back and tells callbacks, as RLlib does between iterations."""
@@ -246,7 +242,10 @@ class GPG(Algorithm):
             group = prepare_group(
                 self.learner_group,
                 episodes,
-                shared_data={GROUP_NUMBER: self._num_groups},
+                shared_data={
+                    GROUP_NUMBER: self._num_groups,
+                    STARTS: starts_of(episodes, self.config),
+                },
                 policies_to_train=self.config.policies_to_train,
                 generator=shuffle_generator(self._run_seed.value, self._num_groups),
             )

@@ -11,6 +11,7 @@ import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.typing import ModuleID, StateDict
 
 from rllib_gpg.sampling.connector_states import Connectors
@@ -90,6 +91,23 @@ class PolicyInForce:
         if arguments.get("remove_from_eval_env_runners", True):
             self.evaluation_changes = self.evaluation_changes.remove(module_id, arguments)
         self.forget()
+
+    def make_changes(
+        self, env_runner_group: EnvRunnerGroup, indices: list[int], timeout_seconds: float
+    ) -> None:
+        """Has remote env runners make what `add_module` and `remove_module` changed."""
+        if not indices or not self._algorithm.config.is_multi_agent:
+            return
+        changes = self.training_changes
+        if env_runner_group is self._algorithm.eval_env_runner_group:
+            changes = self.evaluation_changes
+        env_runner_group.foreach_env_runner(
+            lambda runner: runner.make_changes(changes),
+            local_env_runner=False,
+            healthy_only=False,
+            remote_worker_ids=indices,
+            timeout_seconds=timeout_seconds,
+        )
 
     def _learned(self) -> StateDict:
         """Returns the state of the learners' modules, with its sequence number."""

@@ -37,6 +37,8 @@ GPG: Final[Preset] = {
     "use_kl_loss": False,
     "reference_kl_coeff": 0.0,
     "learner_class": None,
+    "episodes_per_start": 1,
+    "max_extra_starts": 0,
 }
 
 _ONE_UPDATE = {"surrogate": "unclipped", "num_epochs": 1, "num_minibatches": 1}
@@ -81,11 +83,14 @@ DR_GRPO: Final[Preset] = {
     "loss_averaging": 1000.0,
 }
 
-# Yu et al., 2025: clip-higher, and all steps count the same.
+# Yu et al., 2025: clip-higher, all steps count the same, and further starts in place of those whose
+# episodes all have one return. The group's size has to be a multiple of 8.
 DAPO: Final[Preset] = {
     **GPG,
     **_OUTCOME,
     "clip_param": (0.2, 0.28),
+    "episodes_per_start": 8,
+    "max_extra_starts": 8,
 }
 
 # Zheng et al., 2025: one ratio per trajectory, with the bounds that were published for it.

@@ -20,6 +20,7 @@ SAMPLE_CALL = 1
 SHUFFLE = 2
 EVALUATION = 3
 ROLLOUT = 4
+START = 5
 
 # Envs may pass their seed on to generators that take 32 bits, some of them signed.
 MAX_SEED = 2**31 - 1

@@ -326,3 +326,61 @@ class TwoRoles(MultiAgentEnv):
             "pointer": self.generator.uniform(-0.5, 0.5, 3).astype(np.float32),
         }
         return self.seen
+
+
+class StartDecides(gym.Env):
+    """10 steps; at the end a level that the reset drew, about 10, and 1 per action 1.
+
+    Of some starts, a share `config["dead"]` of them, actions count nothing. The observation is
+    (the level, the step).
+    """
+
+    LENGTH = 10
+
+    def __init__(self, config: dict[str, Any] | None = None):
+        self._dead = (config or {}).get("dead", 0.5)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.level = 10.0 * self.np_random.normal()
+        self.counts = float(self.np_random.random() >= self._dead)
+        self.t, self.bonus = 0, 0.0
+        return self._observation(), {}
+
+    def step(self, action: int) -> Any:
+        self.t += 1
+        self.bonus += self.counts * float(action)
+        done = self.t >= self.LENGTH
+        return self._observation(), (self.level + self.bonus) * done, done, False, {}
+
+    def _observation(self) -> np.ndarray:
+        return np.array([self.level, self.t], np.float32)
+
+
+class ZeroSum(MultiAgentEnv):
+    """Two agents, one of which gets what the other loses: 5 steps, 1 per action 1 of "a"."""
+
+    LENGTH = 5
+
+    def __init__(self, config: dict[str, Any] | None = None):
+        super().__init__()
+        self.agents = self.possible_agents = ["a", "b"]
+        space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.observation_spaces = dict.fromkeys(self.agents, space)
+        self.action_spaces = dict.fromkeys(self.agents, gym.spaces.Discrete(2))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.name = np.random.default_rng(seed).random()
+        self.t = 0
+        return self._observe(), {}
+
+    def step(self, actions: dict[str, int]) -> Any:
+        self.t += 1
+        gain = float(actions["a"])
+        done = {"__all__": self.t >= self.LENGTH}
+        return self._observe(), {"a": gain, "b": -gain}, done, {"__all__": False}, {}
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        return {agent: np.array([self.name, self.t], np.float32) for agent in self.agents}

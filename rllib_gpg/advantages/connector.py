@@ -28,12 +28,16 @@ from rllib_gpg.advantages.credit import check_credit
 from rllib_gpg.advantages.estimator import GroupEstimate, estimate_group
 from rllib_gpg.advantages.grouping import ScoreFunction
 from rllib_gpg.advantages.levels import Level
+from rllib_gpg.advantages.returns import are_equal
 from rllib_gpg.learning.columns import as_column, is_step
 from rllib_gpg.learning.scores import score_products
 
 # In a pipeline's `shared_data`: the number of the group. A group whose update was interrupted comes
 # again, under the same number, and is then the first to come after what was remembered before it.
 GROUP_NUMBER = "group_number"
+# There as well: a dict, id of an episode -> the number of its start; None where no episodes share
+# one.
+STARTS = "starts"
 
 _MEMORY, _BEFORE = "memory", "before"
 
@@ -64,7 +68,9 @@ class GroupAdvantageEstimation(ConnectorV2):
     With a metrics logger, logs per module: `group_num_episodes`, `group_num_env_steps`,
     `group_num_bins`, `group_singleton_fraction`, `baseline_explained_variance`,
     `bins_explained_variance`, `group_return_mean` and `group_return_std` (of undiscounted returns),
-    and what the baseline itself logs (`baseline_ridge_share`).
+    and what the baseline itself logs (`baseline_ridge_share`). Where episodes share their starts,
+    bins hold those of one start only, and `group_equal_starts` is logged too: of how many starts
+    all episodes have the same undiscounted return (the sum over the module's agents).
     """
 
     def __init__(
@@ -150,6 +156,7 @@ class GroupAdvantageEstimation(ConnectorV2):
                 the binning returns keys it must not. The error names the episode.
         """
         number = (shared_data or {}).get(GROUP_NUMBER)
+        start_of = (shared_data or {}).get(STARTS)
         is_again = number is not None and number == self._before[0]
         before = self._before[1] if is_again else self._memory
         memory = dict(before)
@@ -165,14 +172,17 @@ class GroupAdvantageEstimation(ConnectorV2):
             columns = batch.get(module_id)
             rewards = _rewards(group) if columns is None else _rewards_left_in(columns, group)
             settings, bootstrap = self._settings_of(module_id)
+            # Agents of one episode share its luck, and perhaps its rewards.
+            ids = [episode.multi_agent_episode_id or episode.id_ for episode in group]
+            starts = None if start_of is None else [_start(id_, start_of) for id_ in ids]
             estimate = estimate_group(
                 [_observations(episode) for episode in group],
                 rewards,
                 memory=memory.get(module_id),
                 final_observations=_final_observations(group) if bootstrap else None,
                 first_timesteps=[episode.t_started for episode in group],
-                # Agents of one episode share its luck, and perhaps its rewards.
-                episodes=[e.multi_agent_episode_id or e.id_ for e in group],
+                episodes=ids,
+                starts=starts,
                 names=[_name(episode) for episode in group],
                 scores=_scores(settings["baseline"], rl_module, module_id, columns, group),
                 **settings,
@@ -184,7 +194,10 @@ class GroupAdvantageEstimation(ConnectorV2):
             else:
                 columns[Columns.ADVANTAGES] = as_column(estimate.advantages, columns)
             if metrics is not None:
-                metrics.log_dict(_group_metrics(rewards, estimate), key=module_id, window=1)
+                logged = _group_metrics(rewards, estimate)
+                if starts is not None:
+                    logged["group_equal_starts"] = _num_equal_starts(rewards, ids, starts)
+                metrics.log_dict(logged, key=module_id, window=1)
         # All modules or, if one of them raises, none.
         self._memory, self._before = memory, (number, before)
         return batch
@@ -337,6 +350,33 @@ def _check_whole(episode: SingleAgentEpisode) -> None:
         "with `batch_mode='complete_episodes'`, and with one learner: RLlib slices episodes in "
         "order to share them out to several."
     )
+
+
+def _start(episode_id: str, start_of: Mapping[str, int]) -> int:
+    """Returns the number of an episode's start, also where RLlib has added numbers to its id.
+
+    Raises:
+        ValueError: If the episode isn't one of the group.
+    """
+    known = episode_id
+    while known and known not in start_of:
+        known = known.rpartition("_")[0]
+    if not known:
+        raise ValueError(
+            f"Episode {episode_id} has no start: where episodes share their starts "
+            "(`episodes_per_start`), learner connector pieces can't add others."
+        )
+    return start_of[known]
+
+
+def _num_equal_starts(
+    rewards: Sequence[np.ndarray], episodes: Sequence[str], starts: Sequence[int]
+) -> int:
+    """Returns how many starts have episodes of equal return, the sum over their agents."""
+    returns: defaultdict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for reward_T, episode, start in zip(rewards, episodes, starts, strict=True):
+        returns[start][episode] += float(reward_T.sum())
+    return sum(are_equal([*of_start.values()]) for of_start in returns.values())
 
 
 def _group_metrics(rewards: Sequence[np.ndarray], estimate: GroupEstimate) -> dict[str, float]:

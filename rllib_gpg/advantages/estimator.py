@@ -25,6 +25,7 @@ from rllib_gpg.advantages.inputs import (
     as_arrays,
     check_finals,
     check_finite,
+    check_labels,
     check_starts,
     check_values,
     default_names,
@@ -86,6 +87,7 @@ def estimate_advantages(
     first_timesteps: Sequence[int] | None = None,
     episodes: Sequence[Hashable] | None = None,
     scores: ScoreFunction | None = None,
+    starts: Sequence[Hashable] | None = None,
 ) -> list[FloatArray]:
     """The advantage of every step of a group: ``estimate_group(...).advantages``.
 
@@ -111,6 +113,7 @@ def estimate_advantages(
         first_timesteps=first_timesteps,
         episodes=episodes,
         scores=scores,
+        starts=starts,
     ).advantages
 
 
@@ -131,6 +134,7 @@ def estimate_group(
     first_timesteps: Sequence[int] | None = None,
     episodes: Sequence[Hashable] | None = None,
     scores: ScoreFunction | None = None,
+    starts: Sequence[Hashable] | None = None,
     names: Sequence[str] | None = None,
 ) -> GroupEstimate:
     """Estimates the advantage of every step of a group of trajectories (Algorithm 2).
@@ -185,6 +189,10 @@ def estimate_group(
             left out of a mean is all of an episode, not only the trajectory. Default None: each is
             of its own.
         scores: The policy's gradients, for "optimal": see `BinnedGroup`.
+        starts: N labels of the starts that trajectories have, where several share one: those of
+            different starts share no bin then, as answers to different prompts don't in GRPO. What
+            is remembered of bins means nothing in the next group. Default None: a bin holds
+            trajectories of all starts.
         names: N words for the trajectories, for errors; "trajectory 3" by default.
 
     Returns:
@@ -193,14 +201,14 @@ def estimate_group(
     Raises:
         ValueError: If the group or a trajectory is empty, lengths disagree, a reward or an
             observation is not finite, gamma or lambda_ is outside [0, 1], keys have the wrong
-            shape, a setting needs a baseline that sees the state, or a baseline gives values that
-            aren't finite or not one per step, or a memory that it says it hasn't.
+            shape, a setting needs a baseline that sees the state or bins that last, or a baseline
+            gives values that aren't finite or not one per step, or a memory that it says it hasn't.
         TypeError: If keys are not integers, or the binning cannot take the observations.
     """
     binning = resolve_binning(binning)
     baseline = resolve_baseline(baseline, leave_one_out=leave_one_out)
-    bootstrap = final_observations is not None
-    check_uses(baseline, binning, lambda_=lambda_, bootstrap=bootstrap)
+    bootstrap, of_starts = final_observations is not None, starts is not None
+    check_uses(baseline, binning, lambda_=lambda_, bootstrap=bootstrap, of_starts=of_starts)
     check_credit(credit, lambda_=lambda_, bootstrap=bootstrap)
     names = names or default_names(rewards)
     observations, rewards = as_arrays(observations, rewards, names)
@@ -208,6 +216,7 @@ def estimate_group(
     if final_observations is not None:
         check_finals(final_observations, names)
     lengths_N = np.array([len(reward_T) for reward_T in rewards])
+    check_labels(starts, names)
     start_N = check_starts(first_timesteps, names)
     # What was learned with other bins, or by another kind of baseline, means nothing here.
     of = (type(baseline).__name__, name_of(binning), *((credit,) if credit != RETURNS else ()))
@@ -215,7 +224,15 @@ def estimate_group(
 
     # k[n,t] = f(s[n,t], t)
     group = into_bins(
-        binning, observations, lengths_N, start_N, names, final_observations, episodes, scores
+        binning,
+        observations,
+        lengths_N,
+        start_N,
+        names,
+        final_observations,
+        episodes,
+        starts,
+        scores,
     )
     reward_S = credited_rewards(np.concatenate(rewards), credit)
     if final_observations is not None:
@@ -253,6 +270,7 @@ def estimate_group(
                 credit=second_level.credit,
                 first_timesteps=start_N.tolist(),
                 episodes=episodes,
+                starts=starts,
             )
         )
     alone_S = group.alone()

@@ -171,6 +171,7 @@ def into_bins(
     names: Sequence[str],
     final_observations: Sequence[Any] | None = None,
     episodes: Sequence[Hashable] | None = None,
+    starts: Sequence[Hashable] | None = None,
     scores: ScoreFunction | None = None,
 ) -> BinnedGroup:
     """Sorts the steps of a group into bins.
@@ -183,13 +184,17 @@ def into_bins(
         names: N words for the trajectories, for errors.
         final_observations: See `BinnedGroup`.
         episodes: N labels, of the episodes that the trajectories are of. None: each of its own.
+        starts: N labels, of the starts that the trajectories have. Those of different starts share
+            no bin. None: all may.
         scores: See `BinnedGroup`.
 
     Raises:
         TypeError, ValueError: As `bin_keys` does.
     """
-    # k[n,t] = f(s[n,t], t)
+    # k[n,t] = f(s[n,t], t), or (start of n, f(s[n,t], t))
     key_SK = bin_keys(binning, observations, lengths_N, start_N, names)
+    if starts is not None:
+        key_SK = np.column_stack([np.repeat(_numbers(starts), lengths_N), key_SK])
     # first[n,t] = no t' < t in trajectory n has the same key
     trajectory_S = np.repeat(np.arange(len(lengths_N)), lengths_N)
     bin_S, entry_S = first_visits(key_codes(key_SK), trajectory_S)
@@ -199,21 +204,24 @@ def into_bins(
         lengths=lengths_N,
         starts=start_N,
         keys=key_SK,
-        keys_last=keys_last(binning),
+        # The first start of the next group is another one.
+        keys_last=keys_last(binning) and starts is None,
         counts_time=counts_time(binning),
         bins=bin_S,
         entries=entry_S,
         names=names,
-        episodes=_numbered(episodes),
+        episodes=None if episodes is None or _all_differ(episodes) else _numbers(episodes),
         scores=scores,
     )
 
 
-def _numbered(labels: Sequence[Hashable] | None) -> IntArray | None:
-    """Numbers for labels, equal where these are; None if all differ."""
-    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels or ()))}
-    if labels is None or len(numbers) == len(labels):
-        return None
+def _all_differ(labels: Sequence[Hashable]) -> bool:
+    return len(set(labels)) == len(labels)
+
+
+def _numbers(labels: Sequence[Hashable]) -> IntArray:
+    """Numbers for labels, from 0, equal where these are."""
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
     return np.array([numbers[label] for label in labels])
 
 

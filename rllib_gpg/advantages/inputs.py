@@ -4,7 +4,7 @@ Axes: N = trajectories; T = steps of one trajectory; S = steps of the group; D =
 flattened observation.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,18 @@ def check_starts(first_timesteps: Sequence[int] | None, names: Sequence[str]) ->
             f"{len(names)}."
         )
     return start_N.astype(np.int64)
+
+
+def check_labels(starts: Sequence[Hashable] | None, names: Sequence[str]) -> None:
+    """Refuses labels of starts that are not one per trajectory.
+
+    Raises:
+        ValueError: Says how many there are.
+    """
+    if starts is not None and len(starts) != len(names):
+        raise ValueError(
+            f"starts needs one label per trajectory: got {len(starts)} for {len(names)}."
+        )
 
 
 def check_values(

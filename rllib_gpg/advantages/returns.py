@@ -8,6 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+# Sums of the same rewards in another order differ by so much, relative to them.
+_ROUNDING = 1e-9
+
+
+def are_equal(returns: ArrayLike) -> bool:
+    """Whether returns are equal, up to rounding: of which actions were better they say nothing.
+
+    Args:
+        returns: [N], of whole trajectories, in any unit; at least one.
+    """
+    ret_N = np.asarray(returns, dtype=np.float64)
+    return bool(np.ptp(ret_N) <= _ROUNDING * np.abs(ret_N).max())
+
 
 def returns_to_go(
     rewards_flat: ArrayLike, lengths: Sequence[int] | NDArray[np.integer], gamma: float

@@ -19,7 +19,7 @@ from rllib_gpg.sampling.rollout.columnar import (
 )
 from rllib_gpg.sampling.rollout.schedule import Schedule
 from rllib_gpg.sampling.rollout.stepwise import StepwiseRollout
-from rllib_gpg.sampling.rollout.vector_env import adapt, limit_episodes
+from rllib_gpg.sampling.rollout.vector_env import SubEnvs, adapt, limit_episodes
 from rllib_gpg.sampling.seeds import Seeds
 from rllib_gpg.sampling.share_runner import ShareSamplingEnvRunner
 
@@ -61,6 +61,13 @@ class GroupEnvRunner(ShareSamplingEnvRunner, SingleAgentEnvRunner):
         if max_episode_steps is not None:
             limit_episodes(self.env, max_episode_steps)
         self._envs = adapt(self.env)
+        # Evaluation samples no groups, and the config may be another algorithm's.
+        per_start = self.config.get("episodes_per_start", 1)
+        if per_start > 1 and not self.config.in_evaluation and not isinstance(self._envs, SubEnvs):
+            raise ValueError(
+                f"`episodes_per_start` = {per_start} needs envs that gymnasium steps one by one, "
+                f"without a vector wrapper around them; got {type(self.env.env).__name__}."
+            )
 
     @override(ShareSamplingEnvRunner)
     def _sample_by(

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +42,9 @@ class Group:
     """The episodes of one group, in the order of the shares, whichever came first.
 
     Attributes:
-        episodes: Exactly `group_size` of them, all sampled with the same weights, or the pieces of
-            episodes of `group_size` rollouts; none of an evaluation.
+        episodes: Exactly `group_size` of them, all sampled with the same weights, and those of
+            further rounds; or the pieces of episodes of `group_size` rollouts; none of an
+            evaluation.
         metrics: What to log: what the env runners logged meanwhile, and what becomes known here.
         connectors: What the connectors remembered at the end of each share.
         standing: Where each rollout stands, for the next group.
@@ -63,6 +64,7 @@ def cut_into_shares(
     *,
     num_env_runners: int | None = None,
     standing: tuple[Standing | None, ...] = (),
+    after: Sequence[Share] = (),
 ) -> list[Share]:
     """Cuts a group, or the episodes of an evaluation, into shares, by the config alone.
 
@@ -70,14 +72,16 @@ def cut_into_shares(
     are, changes a group.
 
     Args:
-        config: The algorithm's config: `group_size`, `episodes_per_share`, and the numbers of env
-            runners and of envs per env runner, from which the default size of a share follows. For
-            an evaluation, the evaluation config.
+        config: The algorithm's config: `group_size`, `episodes_per_start`, `episodes_per_share`,
+            and the numbers of env runners and of envs per env runner, from which the default size
+            of a share follows. For an evaluation, the evaluation config.
         run_seed: The seed of the whole run.
         group: The number of the group, or of the evaluation, in the run.
         num_episodes: How many episodes there are, by default `group_size`.
         num_env_runners: How many env runners there are, by default what the config says.
         standing: Where the rollouts stand, if the group is of those: after the group before.
+        after: The shares of the group that these come on top of, none by default. Shares and
+            episodes are counted on from there.
 
     Returns:
         The shares. Their numbers of episodes add up to `num_episodes`.
@@ -99,18 +103,20 @@ def cut_into_shares(
                 f"{num_episodes} begin anew, because `group_size` has changed."
             )
         standing = (None,) * num_episodes
+    sampled = sum(share.num_episodes for share in after)
     return [
         Share(
             run_seed,
             group,
-            index,
+            len(after) + index,
             min(size, num_episodes - first),
             config.in_evaluation,
             # The env runners for training may be asked for an evaluation.
             config.explore if config.in_evaluation else None,
             num_steps=config.rollout_fragment_length if of_rollouts else 0,
-            first=first,
+            first=sampled + first,
             standing=standing[first : first + size] if of_rollouts else (),
+            per_start=1 if config.in_evaluation else config.episodes_per_start,
         )
         for index, first in enumerate(range(0, num_episodes, size))
     ]
@@ -123,6 +129,7 @@ def gather(
     *,
     config: AlgorithmConfig,
     restore: Callable[[], Any],
+    further: Callable[[list[ShareResult]], list[Share]] = lambda results: [],
 ) -> Group:
     """Has every share sampled, by the remote env runners or, if there are none, the local one.
 
@@ -136,24 +143,32 @@ def gather(
         config: The algorithm's config: the two timeouts, `max_share_failures` and
             `env_runner_restore_timeout_s`.
         restore: Tries to bring lost env runners back; called when all are lost.
+        further: Returns what else to sample, given the results of all shares so far; asked until
+            there is nothing. By default there is nothing.
 
     Raises:
         SamplingError: If a share failed too often, or no env runner comes back.
     """
-    ledger = _Ledger(shares, config.max_share_failures)
-    if env_runner_group.num_remote_env_runners() == 0:
-        runner = env_runner_group.local_env_runner
-        while ledger.waiting:
-            share = ledger.waiting.popleft()
-            ledger.enter(runner.sample_share(share, weights, ledger.progress))
-    else:
-        _RemoteGathering(env_runner_group, ledger, weights, config, restore).run()
-    results = [ledger.results[share.index] for share in shares]
+    results: list[ShareResult] = []
+    num_redispatched = 0
+    while shares:
+        ledger = _Ledger(shares, config.max_share_failures)
+        if env_runner_group.num_remote_env_runners() == 0:
+            runner = env_runner_group.local_env_runner
+            while ledger.waiting:
+                share = ledger.waiting.popleft()
+                ledger.enter(runner.sample_share(share, weights, ledger.progress))
+        else:
+            _RemoteGathering(env_runner_group, ledger, weights, config, restore).run()
+        results += [ledger.results[share.index] for share in shares]
+        num_redispatched += ledger.num_redispatched
+        shares = further(results)
+    # Over the episodes of all rounds.
     metrics = MetricsLogger(root=False)
     log_episodes((summary for result in results for summary in result.summaries), metrics)
     for name, reduce in (("", "sum"), ("_lifetime", "lifetime_sum")):
         key = f"{NUM_EPISODES_REDISPATCHED}{name}"
-        metrics.log_value(key, ledger.num_redispatched, reduce=reduce)
+        metrics.log_value(key, num_redispatched, reduce=reduce)
     return Group(
         [episode for result in results for episode in result.episodes],
         [*(result.metrics for result in results), metrics.reduce()],

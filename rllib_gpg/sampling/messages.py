@@ -12,7 +12,7 @@ from ray.rllib.utils.typing import ModuleID
 
 from rllib_gpg.sampling.connector_states import ConnectorStates
 from rllib_gpg.sampling.episode_metrics import Summary
-from rllib_gpg.sampling.seeds import Seeds
+from rllib_gpg.sampling.seeds import Seeds, seed_of_start
 from rllib_gpg.sampling.standing import Standing
 from rllib_gpg.seeding import EVALUATION, GROUP
 
@@ -32,8 +32,10 @@ class Share:
         in_evaluation: Whether it is part of an evaluation. Only metrics come back then.
         explore: Whether actions are drawn as for training. None: as the env runner's config says.
         num_steps: How many steps each rollout makes; 0: what is owed are whole episodes.
-        first: The number, in the group, of the first rollout; there are `num_episodes` of them.
+        first: The number, in the group, of the first episode or rollout; there are `num_episodes`
+            of them.
         standing: Where the rollouts stand; None for one that begins with a reset.
+        per_start: How many episodes of the group have one start in common; 1: each has its own.
     """
 
     run_seed: int
@@ -45,11 +47,21 @@ class Share:
     num_steps: int = 0
     first: int = 0
     standing: tuple[Standing | None, ...] = field(default=(), compare=False, repr=False)
+    per_start: int = 1
 
     def seeds(self) -> Seeds:
-        """Returns the seeds of this share, drawn independently of those of any other share."""
+        """Returns the seeds of this share, drawn independently of those of any other share.
+
+        But for the seeds of starts that go on in another share.
+        """
         use = EVALUATION if self.in_evaluation else GROUP
-        return Seeds.draw(self.num_episodes, self.run_seed, use, self.group, self.index)
+        seeds = Seeds.draw(self.num_episodes, self.run_seed, use, self.group, self.index)
+        if self.per_start == 1:
+            return seeds
+        numbers = range(self.first, self.first + self.num_episodes)
+        starts = (number // self.per_start for number in numbers)
+        episodes = tuple(seed_of_start(self.run_seed, self.group, start) for start in starts)
+        return dataclasses.replace(seeds, episodes=episodes)
 
     @property
     def rollouts(self) -> range:

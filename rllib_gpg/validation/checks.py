@@ -39,10 +39,15 @@ def _is_schedule(value: Any) -> bool:
 def count(config: AlgorithmConfig, name: str, meaning: str = "") -> Iterator[str]:
     """Yields a sentence if a setting is no integer >= 1."""
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+    if not is_count(value):
         yield f"`{name}` must be an integer >= 1, got {value!r}. {meaning}".strip()
 
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number, and no bool."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is an integer >= 1."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1

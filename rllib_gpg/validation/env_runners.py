@@ -31,6 +31,8 @@ def _sampling(config: AlgorithmConfig) -> Iterator[str]:
             "into the env. For an id that gymnasium or EnvPool knows: "
             f"`environment(env_config={{'max_episode_steps': {limit}}})`."
         )
+    if config.episodes_per_start != 1:
+        yield from _starts(config)
     if config.batch_mode == "truncate_episodes":
         yield from _rollouts(config)
     if config.use_env_runner_state_server:
@@ -47,6 +49,21 @@ def _sampling(config: AlgorithmConfig) -> Iterator[str]:
             f"{runner_class!r}: others return the episodes that end first, or that a client "
             "sends, and bias the group. A simulator in another process is reached through an env, "
             "see docs/from_ppo.md."
+        )
+
+
+def _starts(config: AlgorithmConfig) -> Iterator[str]:
+    which = f"`episodes_per_start` = {config.episodes_per_start}"
+    if config.gym_env_vectorize_mode != "sync" and not config.is_multi_agent:
+        yield (
+            f"{which} needs envs that gymnasium resets one by one "
+            "(`gym_env_vectorize_mode='sync'`), since native and asynchronous vector envs begin "
+            "all but the first episodes by themselves, from seeds of their own."
+        )
+    if config.batch_mode == "truncate_episodes":
+        yield (
+            f"{which} needs whole episodes: remove `batch_mode='truncate_episodes'`, whose "
+            "rollouts go on from group to group and so don't start together."
         )
 
 

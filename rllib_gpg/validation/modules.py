@@ -22,6 +22,8 @@ _SHARED = "vf_share_layers"
 _COMMON_TO_MODULES = frozenset(
     {
         "group_size",
+        "episodes_per_start",
+        "max_extra_starts",
         "episodes_per_share",
         "max_episode_steps",
         "num_epochs",

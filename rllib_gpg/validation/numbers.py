@@ -12,7 +12,7 @@ from rllib_gpg.advantages.binning import resolve_binning
 from rllib_gpg.advantages.credit import check_credit
 from rllib_gpg.advantages.levels import Level
 from rllib_gpg.advantages.units import UNITS
-from rllib_gpg.validation.checks import count, is_number
+from rllib_gpg.validation.checks import count, is_count, is_number
 
 # Far more gradient steps per epoch than make sense.
 _MAX_NUM_MINIBATCHES = 10_000
@@ -21,11 +21,32 @@ _MAX_NUM_MINIBATCHES = 10_000
 def of_the_group(config: AlgorithmConfig) -> Iterator[str]:
     """Yields what is wrong with the size of the group and of its parts."""
     yield from count(config, "group_size", "It is how many whole episodes one update learns from.")
+    yield from _of_starts(config)
     yield from count(config, "num_epochs")
     yield from count(config, "max_share_failures")
     for name in ("episodes_per_share", "max_episode_steps", "num_minibatches", "minibatch_size"):
         if getattr(config, name) is not None:
             yield from count(config, name)
+
+
+def _of_starts(config: AlgorithmConfig) -> Iterator[str]:
+    size, per_start, extra = config.group_size, config.episodes_per_start, config.max_extra_starts
+    if not is_count(per_start):
+        yield from count(config, "episodes_per_start", "With 1 each episode has its own start.")
+    elif is_count(size) and size % per_start:
+        below, above = size // per_start * per_start, (size // per_start + 1) * per_start
+        yield (
+            f"`group_size` must be a multiple of `episodes_per_start`: with {per_start} episodes "
+            f"per start, set {f'{below} or ' if below else ''}{above} instead of {size}."
+        )
+    if not is_count(extra) and (extra != 0 or isinstance(extra, bool)):
+        yield f"`max_extra_starts` must be an integer >= 0, got {extra!r}."
+    elif extra != 0 and per_start == 1:
+        yield (
+            f"`max_extra_starts` = {extra} replaces starts whose episodes all have the same "
+            "return, and a single episode always has: set `episodes_per_start` above 1, or remove "
+            "the setting."
+        )
 
 
 def of_the_batch(config: AlgorithmConfig) -> Iterator[str]:
@@ -99,6 +120,7 @@ def of_the_estimator(config: AlgorithmConfig, of: str) -> Iterator[str]:
             binning,
             lambda_=config.lambda_,
             bootstrap=config.bootstrap_truncated,
+            of_starts=config.episodes_per_start != 1,
         )
     except (ValueError, TypeError) as error:
         yield f"`baseline`{of}: {error}"

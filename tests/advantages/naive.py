@@ -7,7 +7,7 @@ import numpy as np
 
 
 def naive_advantages(
-    observations, rewards, *, gamma, binning, leave_one_out=False, normalize=False
+    observations, rewards, *, gamma, binning, leave_one_out=False, normalize=False, starts=None
 ):
     returns = []
     for reward in rewards:  # R[n,t] = r[n,t] + gamma * R[n,t+1]
@@ -17,8 +17,8 @@ def naive_advantages(
         returns.append(ret[:-1])
 
     keys = [
-        [tuple(np.atleast_1d(k).tolist()) for k in binning(obs, np.arange(len(obs)))]
-        for obs in observations
+        [(start, *np.atleast_1d(k).tolist()) for k in binning(obs, np.arange(len(obs)))]
+        for obs, start in zip(observations, starts or [0] * len(returns), strict=True)
     ]
     bins = defaultdict(dict)  # bin key -> {trajectory: its return at the first visit}
     for n, ret in enumerate(returns):

@@ -118,6 +118,33 @@ def test_leave_one_out_is_unbiased_in_small_groups(binning, group_size):
     assert (np.abs(mean - GRADIENT) < 4 * error).all()
 
 
+def gradient_over_all_pairs(**options):
+    """E[g] for starts of two episodes each: exact, since a start is compared with nobody else.
+
+    One group of all pairs of trajectories that begin in one state, each pair a start.
+    """
+    pairs = [(i, j) for i, j in itertools.product(range(128), repeat=2) if i // 64 == j // 64]
+    rows = np.array(pairs).ravel()
+    starts = np.repeat(np.arange(len(pairs)), 2).tolist()
+    advantages = estimate_advantages(
+        STATES[rows, :-1], REWARDS[rows], gamma=1.0, binning="time", starts=starts, **options
+    )
+    of_pair = np.einsum("nt,ntp->np", np.array(advantages), SCORE[rows]).reshape(-1, 2, 4).mean(1)
+    # P(s0) P(i | s0) P(j | s0)
+    probability = np.array([P[i] * P[j] / START[STATES[i, 0]] for i, j in pairs])
+    np.testing.assert_allclose(probability.sum(), 1.0, rtol=1e-12)
+    return probability @ of_pair
+
+
+def test_leave_one_out_is_unbiased_where_episodes_share_their_starts():
+    np.testing.assert_allclose(gradient_over_all_pairs(leave_one_out=True), GRADIENT, atol=1e-12)
+
+
+def test_the_own_return_shrinks_the_gradient_by_that_of_a_start_where_these_are_shared():
+    # Two episodes per start: by half, however many starts there are.
+    np.testing.assert_allclose(gradient_over_all_pairs(), 0.5 * GRADIENT, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("baseline", "binning", "group_size"),
     [

@@ -204,6 +204,7 @@ def test_shares_add_up_to_the_group(
         num_env_runners=runners,
         num_envs_per_env_runner=envs,
         episodes_per_share=per_share,
+        episodes_per_start=1,
         in_evaluation=False,
         batch_mode="complete_episodes",
     )

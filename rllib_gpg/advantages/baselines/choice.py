@@ -18,6 +18,10 @@ _NAMED: dict[str, type[Any]] = {
 }
 _REMEMBER = ("bins", "ridge")
 _KEYS_LAST = "If equal keys of two groups name the same bin, say so: `f.keys_last = True`."
+_PER_START = (
+    "bins that hold one start's episodes only (`episodes_per_start` > 1) don't last from group to "
+    "group."
+)
 _WAY_OUT = "Take one that does: baseline='ridge'."
 
 
@@ -66,7 +70,12 @@ def resolve_baseline(
 
 
 def check_uses(
-    baseline: Baseline, binning: BinningFunction, *, lambda_: float, bootstrap: bool = False
+    baseline: Baseline,
+    binning: BinningFunction,
+    *,
+    lambda_: float,
+    bootstrap: bool = False,
+    of_starts: bool = False,
 ) -> None:
     """Refuses what is not safe without a baseline that sees the state, or can't be done.
 
@@ -75,6 +84,7 @@ def check_uses(
         binning: The binning.
         lambda_: λ of the λ-returns, 1 for plain returns.
         bootstrap: Whether the returns of truncated trajectories are to be completed.
+        of_starts: Whether bins hold the trajectories of one start only.
 
     Raises:
         ValueError: Says why, and the way out.
@@ -85,6 +95,11 @@ def check_uses(
         raise ValueError(
             f"lambda_={lambda_} replaces what happened later by later values, and those of "
             f"{baseline} don't see the state: what an action led to would be lost. {_WAY_OUT}"
+        )
+    if isinstance(baseline, BinBaseline) and baseline.remembers and of_starts:
+        raise ValueError(
+            f"{baseline} compares with the bins of earlier groups, and {_PER_START} Leave the "
+            "decay at 0, or take baseline='ridge', whose weights last."
         )
     if isinstance(baseline, BinBaseline) and baseline.remembers and not keys_last(binning):
         raise ValueError(
@@ -102,6 +117,11 @@ def check_uses(
         raise ValueError(
             f"A truncated episode can't be continued with {baseline}: its class has no method "
             "`final_values`."
+        )
+    if of_starts:
+        raise ValueError(
+            f"A truncated episode is continued with what earlier groups taught, and {_PER_START} "
+            "Leave returns as they are at the cut, without `bootstrap_truncated`."
         )
     if not keys_last(binning):
         raise ValueError(
