@@ -23,6 +23,7 @@ from ray.tune.registry import get_trainable_cls
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.advantages import (
     BinBaseline,
+    Level,
     RidgeBaseline,
     SpatialBinning,
     SpatialTimeBinning,
@@ -291,6 +292,12 @@ def test_a_group_of_one_is_warned_of_only_where_nothing_can_be_learned(
     config = cartpole().training(**{"group_size": 1, **training})
     check_spaces(config, spaces_of(gym.spaces.Box(-1.0, 1.0, (4,))))
     assert any("nothing will be learned" in str(w.message) for w in recwarn) == warns
+
+
+def test_the_bins_of_a_second_level_are_looked_at_too() -> None:
+    config = cartpole().training(second_level=Level("state"))
+    with pytest.warns(UserWarning, match="unless states repeat exactly"):
+        check_spaces(config, spaces_of(gym.spaces.Box(-1.0, 1.0, (4,))))
 
 
 def test_a_single_rollout_holds_episodes_to_compare() -> None:

@@ -50,10 +50,12 @@ def check_spaces(config: AlgorithmConfig, spaces: dict[str, tuple[gym.Space, gym
                 "to group.",
                 stacklevel=2,
             )
-        if isinstance(binning, Binning):
-            # The one-hot floats of a discrete space repeat exactly, as its integers do.
-            dtype = _env_dtype(config, env_space, module_id) or module_space.dtype
-            binning.check_space(shape=module_space.shape, dtype=dtype)
+        # The one-hot floats of a discrete space repeat exactly, as its integers do.
+        dtype = _env_dtype(config, env_space, module_id) or module_space.dtype
+        level = module_config.second_level
+        for each in (binning, resolve_binning(level.binning) if level else None):
+            if isinstance(each, Binning):
+                each.check_space(shape=module_space.shape, dtype=dtype)
 
 
 def _num_numbers(space: gym.Space) -> int | None:
