@@ -102,7 +102,7 @@ PPO_CONTENDERS: dict[str, dict[str, Any]] = {
 # Names for PPO's contenders: the best one on a task, and all of them.
 PPO, PPO_CANDIDATES = "ppo", "ppo-candidates"
 TUNING_GROUP_SIZE = 4
-MAIN = ("bins", "ridge-1", "ridge-0.98", "ridge-0.97", "ridge-0.95")
+MAIN = ("bins", "bins-carried", "ridge-1", "ridge-0.98", "ridge-0.97", "ridge-0.95")
 VARIANTS = tuple(name for name in GPG_CONTENDERS if name not in (*MAIN, "ridge-0.95-witness"))
 
 
