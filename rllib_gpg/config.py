@@ -269,7 +269,8 @@ class GPGConfig(AlgorithmConfig):
                 trajectories of the sum over their steps, over c, such as the episodes' limit
                 (Dr. GRPO).
             reference_kl_coeff: The weight of KL(policy, reference) in the loss, estimated at the
-                sampled actions. 0.01 to 0.1 are usual. Default 0: there is no reference.
+                sampled actions. 0.01 to 0.1 are usual; refused for recurrent modules. Default 0:
+                there is no reference.
             reference: The checkpoint, of an algorithm or of a module, that the reference policy is
                 from. Default None: the policy that the run begins with.
             reference_refresh: The reference becomes the policy after every so many updates.

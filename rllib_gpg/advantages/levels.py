@@ -7,7 +7,7 @@ import numpy as np
 
 from rllib_gpg.advantages.binning import BinningFunction, resolve_binning
 from rllib_gpg.advantages.credit import check_credit
-from rllib_gpg.advantages.units import UNITS
+from rllib_gpg.advantages.units import is_unit
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Level:
         """Refuses what can't be meant."""
         resolve_binning(self.binning)
         check_credit(self.credit)
-        if self.normalize not in UNITS:
+        if not is_unit(self.normalize):
             raise ValueError(f"normalize must be True, False or 'bins', got {self.normalize!r}.")
         is_number = isinstance(self.weight, Real) and not isinstance(self.weight, bool)
         if not is_number or not np.isfinite(self.weight) or self.weight < 0.0:

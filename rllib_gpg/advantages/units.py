@@ -11,13 +11,17 @@ from rllib_gpg.advantages.grouping import BinnedGroup
 from rllib_gpg.advantages.inputs import FloatArray
 
 BINS = "bins"
-UNITS = (True, False, BINS)
 
 # Below this standard deviation advantages are rounding errors: as in RLlib's PPO.
 _MIN_STD = 1e-4
 # A bin's spread counts as at least this share of that of all bins: two entries may be close by
 # chance, and a later visit of the same bin far off.
 _FLOOR = 0.1
+
+
+def is_unit(normalize: object) -> bool:
+    """Whether it is True, False or "bins"; 1 and 0 are likely to mean something else."""
+    return isinstance(normalize, bool) or (isinstance(normalize, str) and normalize == BINS)
 
 
 def normalized(

@@ -34,9 +34,10 @@ class References:
             module: The module as it is.
 
         Raises:
-            ValueError: If the checkpoint has none that fits.
+            ValueError: If the checkpoint has none that fits, or the module is recurrent.
         """
         if module_id not in self._modules:
+            check_has_reference(module_id, module)
             self._modules[module_id] = _frozen(module)
             if self._path is not None:
                 _load(self._modules[module_id], self._path, module_id)
@@ -74,6 +75,19 @@ class References:
         self._modules = {module_id: _frozen(module_of(module_id)) for module_id in state}
         for module_id, weights in state.items():
             self._modules[module_id].set_state(weights)
+
+
+def check_has_reference(module_id: ModuleID, module: TorchRLModule) -> None:
+    """Refuses recurrent modules.
+
+    Raises:
+        ValueError: The states in the batch are the policy's, and mean nothing to another network.
+    """
+    if module.is_stateful():
+        raise ValueError(
+            f"Module {module_id!r} is recurrent: a reference would go on from the policy's own "
+            "states, which mean nothing to it. Set `reference_kl_coeff=0`."
+        )
 
 
 def _frozen(module: TorchRLModule) -> TorchRLModule:

@@ -20,6 +20,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import ENTROPY_KEY, POLICY_LOSS_KEY, Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
@@ -28,7 +29,7 @@ from ray.rllib.utils.typing import ModuleID, ResultDict, StateDict
 from torch import Tensor
 
 from rllib_gpg.learning.pipeline import forget_module, get_pieces_state, set_pieces_state
-from rllib_gpg.learning.reference import References
+from rllib_gpg.learning.reference import References, check_has_reference
 from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.surrogates import reference_kl, resolve_surrogate, trajectory_ratio
 from rllib_gpg.learning.trajectories import LOSS_WEIGHTS, TRAJECTORIES
@@ -83,9 +84,8 @@ class GPGTorchLearner(TorchLearner):
         self._kl_coeffs: dict[ModuleID, float] = {}
         self._num_updates = 0
         self._references = References(self.config.reference)
-        for module_id in self.module.keys() if self.config.reference is not None else ():
-            # Now: a checkpoint that doesn't fit shouldn't cost a group.
-            self._make_reference(module_id)
+        for module_id, module in self.module.items():
+            self._prepare_reference(module_id, module.unwrapped())
         # Per module one row of `loss_stats` per minibatch of this update.
         self._loss_stats: dict[ModuleID, list[Tensor]] = defaultdict(list)
 
@@ -249,10 +249,14 @@ class GPGTorchLearner(TorchLearner):
             self.module[module_id].unwrapped().observation_normalizer.update(moments)
         return results
 
-    def _make_reference(self, module_id: ModuleID) -> None:
-        """Makes the module's reference, if its loss has one."""
-        if self.config.get_config_for_module(module_id).reference_kl_coeff > 0.0:
-            self._references.of(module_id, self.module[module_id].unwrapped())
+    def _prepare_reference(self, module_id: ModuleID, module: TorchRLModule) -> None:
+        """Refuses a reference that can't be, before it costs a group; loads one that is named."""
+        if self.config.get_config_for_module(module_id).reference_kl_coeff == 0.0:
+            return
+        check_has_reference(module_id, module)
+        # Without a name it is the policy that the run begins with, which is perhaps restored yet.
+        if self.config.reference is not None:
+            self._references.of(module_id, module)
 
     def _mean_over_steps(self, batch: dict[str, Any]) -> Callable[[Tensor], Tensor]:
         """Returns the mean over the steps of a minibatch, weighted for the mean over learners.

@@ -11,7 +11,7 @@ from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import resolve_binning
 from rllib_gpg.advantages.credit import check_credit
 from rllib_gpg.advantages.levels import Level
-from rllib_gpg.advantages.units import UNITS
+from rllib_gpg.advantages.units import is_unit
 from rllib_gpg.validation.checks import count, is_count, is_number
 
 # Far more gradient steps per epoch than make sense.
@@ -93,7 +93,7 @@ def of_the_estimator(config: AlgorithmConfig, of: str) -> Iterator[str]:
     for name in ("bootstrap_truncated", "leave_one_out"):
         if not isinstance(getattr(config, name), bool):
             yield f"`{name}`{of} must be True or False, got {getattr(config, name)!r}."
-    if config.normalize_advantages not in UNITS:
+    if not is_unit(config.normalize_advantages):
         yield (
             f"`normalize_advantages`{of} must be True, False or 'bins', got "
             f"{config.normalize_advantages!r}."

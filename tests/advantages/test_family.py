@@ -245,7 +245,7 @@ def test_what_cannot_be_meant_is_refused(settings: dict[str, Any], says: str) ->
 
 
 def test_levels_refuse_what_cannot_be_meant() -> None:
-    for wrong in ({"credit": "x"}, {"normalize": "y"}, {"weight": -1.0}):
+    for wrong in ({"credit": "x"}, {"normalize": "y"}, {"normalize": 1}, {"weight": -1.0}):
         with pytest.raises(ValueError, match=r"must be"):
             Level("state", **wrong)
     with pytest.raises(ValueError, match="Unknown binning"):

@@ -257,6 +257,7 @@ def test_a_preset_takes_back_what_another_has_set() -> None:
         ({"reference_kl_coeff": -0.1}, "`reference_kl_coeff` must be a number >= 0"),
         ({"reference_refresh": 0}, "`reference_refresh` must be an integer >= 1"),
         ({"normalize_advantages": "bin"}, "True, False or 'bins'"),
+        ({"normalize_advantages": 1}, "True, False or 'bins'"),
         ({"second_level": "state"}, r"rllib_gpg\.advantages\.Level"),
         ({"credit": "total"}, "credit must be one of"),
         ({"credit": "outcome", "baseline": "ridge", "lambda_": 0.9}, "`lambda_` < 1"),
@@ -266,6 +267,14 @@ def test_a_preset_takes_back_what_another_has_set() -> None:
 def test_what_cannot_be_meant_is_refused(training: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         small_config(Identity, **training).validate()
+
+
+def test_a_recurrent_module_has_no_reference() -> None:
+    """Its states in the batch are the policy's, and mean nothing to another network."""
+    config = small_config(Identity, reference_kl_coeff=0.1)
+    config.rl_module(model_config={**SMALL_NET, "use_lstm": True, "max_seq_len": 8})
+    with pytest.raises(ValueError, match=r"recurrent.*reference_kl_coeff=0"):
+        config.build_algo()
 
 
 def test_a_recurrent_module_has_no_optimal_constant() -> None:
