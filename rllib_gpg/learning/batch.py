@@ -145,7 +145,7 @@ def shard(
     return [
         _multi_agent_batch(
             {
-                mid: _take(module_batch, rows_per_shard[mid][i])
+                mid: take_rows(module_batch, rows_per_shard[mid][i])
                 for mid, module_batch in group.items()
             }
         )
@@ -166,13 +166,17 @@ def _deal_trajectories(
     ]
 
 
-def _take(module_batch: ModuleBatch, rows: np.ndarray) -> ModuleBatch:
+def take_rows(module_batch: ModuleBatch, rows: np.ndarray) -> ModuleBatch:
+    """Returns some rows of all columns, copied."""
     index = torch.from_numpy(rows)
-    arrays = {name: column for name, column in module_batch.items() if name != Columns.INFOS}
-    taken = tree.map_structure(lambda column: column[index], arrays)
-    if Columns.INFOS in module_batch:
-        taken[Columns.INFOS] = _take_infos(module_batch, rows)
-    return taken
+    return {
+        name: _take_infos(module_batch, rows)
+        if name == Columns.INFOS
+        else column[index]
+        if isinstance(column, torch.Tensor)
+        else tree.map_structure(lambda leaf: leaf[index], column)
+        for name, column in module_batch.items()
+    }
 
 
 def _take_infos(module_batch: ModuleBatch, rows: np.ndarray) -> list[Any]:

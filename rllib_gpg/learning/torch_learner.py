@@ -33,6 +33,7 @@ from rllib_gpg.learning.reference import References, check_has_reference
 from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.surrogates import reference_kl, resolve_surrogate, trajectory_ratio
 from rllib_gpg.learning.trajectories import LOSS_WEIGHTS, TRAJECTORIES
+from rllib_gpg.learning.update_loop import UpdateLoop
 from rllib_gpg.seeding import seeded_globally
 
 logger = logging.getLogger("ray.rllib")
@@ -47,7 +48,7 @@ _SCHEDULE_STEPS = "schedule_steps"
 _CONNECTOR_PIECES = "connector_pieces"
 
 
-class GPGTorchLearner(TorchLearner):
+class GPGTorchLearner(UpdateLoop):
     """Moves the policy with PPO's clipped loss, on batches with an advantages column.
 
     The loss of a step is `-surrogate - entropy_coeff * entropy`, plus `kl_coeff * KL(old, new)`
@@ -63,15 +64,6 @@ class GPGTorchLearner(TorchLearner):
     what follows from these (the KL coefficient) are means over its steps on all learners.
     """
 
-    # In the order in which `compute_loss_for_module` stacks them.
-    loss_stats: tuple[str, ...] = (
-        POLICY_LOSS_KEY,
-        ENTROPY_KEY,
-        LEARNER_RESULTS_KL_KEY,
-        CLIP_FRACTION_KEY,
-        REFERENCE_KL_KEY,
-    )
-
     @override(Learner)
     def build(self) -> None:
         """Builds the module, its optimizers, and per module the coefficients of the loss."""
@@ -86,8 +78,8 @@ class GPGTorchLearner(TorchLearner):
         self._references = References(self.config.reference)
         for module_id, module in self.module.items():
             self._prepare_reference(module_id, module.unwrapped())
-        # Per module one row of `loss_stats` per minibatch of this update.
-        self._loss_stats: dict[ModuleID, list[Tensor]] = defaultdict(list)
+        # Per module those of each minibatch of the last epoch.
+        self._loss_stats: dict[ModuleID, list[dict[str, Tensor]]] = defaultdict(list)
 
     def entropy_coeff(self, module_id: ModuleID) -> float:
         """Returns the entropy coefficient now in force: `entropy_coeff`, a value or a schedule."""
@@ -117,33 +109,34 @@ class GPGTorchLearner(TorchLearner):
     ) -> Tensor:
         """Computes the loss of one minibatch (equation 2, negated, plus entropy and KL terms)."""
         module = self.module[module_id].unwrapped()
-        advantages, actions = batch[Columns.ADVANTAGES], batch[Columns.ACTIONS]
-        old = module.get_exploration_action_dist_cls().from_logits(
-            batch[Columns.ACTION_DIST_INPUTS]
-        )
-        new = module.get_train_action_dist_cls().from_logits(fwd_out[Columns.ACTION_DIST_INPUTS])
         mean = self._mean_over_steps(batch)
+        new = module.get_train_action_dist_cls().from_logits(fwd_out[Columns.ACTION_DIST_INPUTS])
         # ratio = pi(a|s) / pi_old(a|s)
-        logp = new.logp(actions)
+        logp = new.logp(batch[Columns.ACTIONS])
         ratio = ratios(logp - batch[Columns.ACTION_LOGP], batch)
         surrogate = resolve_surrogate(config.surrogate, config.clip_param)
-        policy_loss = -mean(surrogate(ratio, advantages))
-        entropy = mean(new.entropy())
-        loss = policy_loss - self.entropy_coeff(module_id) * entropy
-        kl = torch.zeros_like(policy_loss)
+        policy_loss = -mean(surrogate(ratio, batch[Columns.ADVANTAGES]))
+        loss = policy_loss
+        stats = {POLICY_LOSS_KEY: policy_loss}
+        if entropy_coeff := self.entropy_coeff(module_id):
+            stats[ENTROPY_KEY] = mean(new.entropy())
+            loss = loss - entropy_coeff * stats[ENTROPY_KEY]
         if config.use_kl_loss:
-            kl = mean(old.kl(new))
-            loss = loss + self.kl_coeff(module_id) * kl
-        to_reference = torch.zeros_like(policy_loss)
+            old = module.get_exploration_action_dist_cls().from_logits(
+                batch[Columns.ACTION_DIST_INPUTS]
+            )
+            stats[LEARNER_RESULTS_KL_KEY] = mean(old.kl(new))
+            loss = loss + self.kl_coeff(module_id) * stats[LEARNER_RESULTS_KL_KEY]
         if config.reference_kl_coeff > 0.0:
             reference_logp = self._references.logp(module_id, module, batch)
-            to_reference = mean(reference_kl(reference_logp - logp))
-            loss = loss + config.reference_kl_coeff * to_reference
-
-        with torch.no_grad():
-            clipped = mean(surrogate.is_clipped(ratio))
-            stats = (policy_loss, entropy, kl, clipped, to_reference)
-            self._loss_stats[module_id].append(torch.stack(stats))
+            stats[REFERENCE_KL_KEY] = mean(reference_kl(reference_logp - logp))
+            loss = loss + config.reference_kl_coeff * stats[REFERENCE_KL_KEY]
+        if self.in_last_epoch:
+            with torch.no_grad():
+                stats[CLIP_FRACTION_KEY] = mean(surrogate.is_clipped(ratio))
+                if ENTROPY_KEY not in stats:
+                    stats[ENTROPY_KEY] = mean(new.entropy())
+            self._loss_stats[module_id].append(stats)
         return loss
 
     @override(TorchLearner)
@@ -154,17 +147,14 @@ class GPGTorchLearner(TorchLearner):
         self._num_updates += 1
         for module_id, rows in self._loss_stats.items():
             config = self.config.get_config_for_module(module_id)
-            last_epoch = torch.stack(rows[-math.ceil(len(rows) / config.num_epochs) :])
-            means = self._mean_over_learners(last_epoch.mean(0))
-            stats = dict(zip(self.loss_stats, means.tolist(), strict=True))
+            stats = {LEARNER_RESULTS_KL_KEY: 0.0, **self._means(rows)}
             self._entropy_coeff_scheduler(module_id).update(timestep=self._schedule_steps)
             stats[LEARNER_RESULTS_CURR_ENTROPY_COEFF_KEY] = self.entropy_coeff(module_id)
             if config.use_kl_loss:
                 self._adapt_kl_coeff(module_id, config, stats[LEARNER_RESULTS_KL_KEY])
                 stats[LEARNER_RESULTS_CURR_KL_COEFF_KEY] = self.kl_coeff(module_id)
-            if config.reference_kl_coeff == 0.0:
-                stats.pop(REFERENCE_KL_KEY, None)
-            elif config.reference_refresh and self._num_updates % config.reference_refresh == 0:
+            refresh = config.reference_kl_coeff > 0.0 and config.reference_refresh
+            if refresh and self._num_updates % refresh == 0:
                 self._references.refresh(module_id, self.module[module_id].unwrapped())
             self.metrics.log_dict(stats, key=module_id, window=1)
         self._loss_stats.clear()
@@ -258,6 +248,12 @@ class GPGTorchLearner(TorchLearner):
         if self.config.reference is not None:
             self._references.of(module_id, module)
 
+    def _means(self, rows: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Returns the means of statistics, over minibatches and learners."""
+        sums = torch.stack([torch.stack(list(row.values())) for row in rows]).detach()
+        means = self._mean_over_learners(sums.mean(0)).tolist()
+        return dict(zip(rows[0], means, strict=True))
+
     def _mean_over_steps(self, batch: dict[str, Any]) -> Callable[[Tensor], Tensor]:
         """Returns the mean over the steps of a minibatch, weighted for the mean over learners.
 
@@ -265,16 +261,20 @@ class GPGTorchLearner(TorchLearner):
         """
         # Zero-padded steps (recurrent modules) count nowhere.
         mask = batch.get(Columns.LOSS_MASK)
-        num_steps = batch[Columns.ADVANTAGES].numel() if mask is None else mask.sum()
-        num_steps = torch.as_tensor(num_steps, dtype=torch.float32, device=self._device)
-        # The mean over the learners, which DDP takes of the gradients, makes this the mean over the
-        # steps of all learners. These differ in number by a step, or more in padded sequences.
-        weight = num_steps / self._mean_over_learners(num_steps)
+        weight: Tensor | float = 1.0
+        if self.config.num_learners > 1:
+            num_steps = batch[Columns.ADVANTAGES].numel() if mask is None else mask.sum()
+            num_steps = torch.as_tensor(num_steps, dtype=torch.float32, device=self._device)
+            # The mean over the learners, which DDP takes of the gradients, makes this the mean over
+            # the steps of all learners. These differ in number by a step, or more in padded
+            # sequences.
+            weight = num_steps / self._mean_over_learners(num_steps)
 
         def mean(per_step: Tensor) -> Tensor:
             if LOSS_WEIGHTS in batch:
                 per_step = per_step * batch[LOSS_WEIGHTS]
-            return weight * (per_step if mask is None else per_step[mask]).mean()
+            mean = (per_step if mask is None else per_step[mask]).mean()
+            return mean if self.config.num_learners <= 1 else weight * mean
 
         return mean
 

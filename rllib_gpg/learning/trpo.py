@@ -57,14 +57,6 @@ class GPGTRPOTorchLearner(GPGTorchLearner):
     of all of them, and each comes to the same decisions.
     """
 
-    loss_stats = (
-        POLICY_LOSS_KEY,
-        ENTROPY_KEY,
-        LEARNER_RESULTS_KL_KEY,
-        STEP_SIZE_KEY,
-        REJECTED_STEPS_KEY,
-    )
-
     @override(TorchLearner)
     def configure_optimizers_for_module(
         self, module_id: ModuleID, config: AlgorithmConfig | None = None
@@ -96,7 +88,6 @@ class GPGTRPOTorchLearner(GPGTorchLearner):
     @override(TorchLearner)
     def _uncompiled_update(self, batch: dict[ModuleID, Any], **kwargs: Any) -> tuple[Any, Any, Any]:
         """Makes one step with each module of the batch, which holds the whole group."""
-        self._compute_off_policyness(batch)
         # cuDNN can't differentiate recurrent layers twice.
         with torch.backends.cudnn.flags(enabled=False):
             losses = {mid: self._step(mid, module_batch) for mid, module_batch in batch.items()}
@@ -144,9 +135,14 @@ class GPGTRPOTorchLearner(GPGTorchLearner):
         with torch.no_grad():
             fwd_out, loss, new = forward()
             policy_loss, entropy = self._policy_loss_and_entropy(module_id, batch, fwd_out)
-            stats = [policy_loss, entropy, mean(old.kl(new))]
-            stats += [policy_loss.new_tensor(number) for number in (step_size, num_rejected)]
-            self._loss_stats[module_id].append(torch.stack(stats))
+            stats = {
+                POLICY_LOSS_KEY: policy_loss,
+                ENTROPY_KEY: entropy,
+                LEARNER_RESULTS_KL_KEY: mean(old.kl(new)),
+                STEP_SIZE_KEY: policy_loss.new_tensor(step_size),
+                REJECTED_STEPS_KEY: policy_loss.new_tensor(num_rejected),
+            }
+            self._loss_stats[module_id].append(stats)
             return self._mean_over_learners(loss)
 
     def _direction(

@@ -131,7 +131,8 @@ def logged(learner: GPGTorchLearner, name: str) -> float:
 def test_statistics_are_means_over_the_last_epoch() -> None:
     """Two epochs of two minibatches: the first epoch's are those of a policy long gone."""
     learner, config = learner_and_config(num_epochs=2, use_kl_loss=True)
-    for logits in (NEW_LOGITS, NEW_LOGITS, NEW_LOGITS, OLD_LOGITS):
+    for number, logits in enumerate((NEW_LOGITS, NEW_LOGITS, NEW_LOGITS, OLD_LOGITS)):
+        learner.in_last_epoch = number >= 2
         loss(learner, config, BATCH, logits)
     learner.after_gradient_based_update(timesteps={})
     # The last minibatch has ratio 1 throughout: surrogate (2 - 1 + 1) / 3, entropy ln 2, KL 0.
@@ -158,10 +159,15 @@ class Interrupted(GPGTorchLearner):
 
     in_minibatch: int | None = None
 
+    def before_gradient_based_update(self, **kwargs: Any) -> None:
+        self.num_minibatches = 0
+        super().before_gradient_based_update(**kwargs)
+
     def compute_loss_for_module(self, **kwargs: Any) -> torch.Tensor:
-        if Interrupted.in_minibatch == len(self._loss_stats[DEFAULT_MODULE_ID]):
+        if Interrupted.in_minibatch == self.num_minibatches:
             Interrupted.in_minibatch = None
             raise KeyboardInterrupt
+        self.num_minibatches += 1
         return super().compute_loss_for_module(**kwargs)
 
 
@@ -169,7 +175,7 @@ class Interrupted(GPGTorchLearner):
 def test_an_interrupted_update_leaves_no_statistics(tmp_path: Path) -> None:
     config = small_config(Identity, learner_class=Interrupted, use_kl_loss=True, lr=0.05)
     results = []
-    for in_minibatch in (None, 9):
+    for in_minibatch in (None, 14):
         with built(config) as algo:
             path = algo.save_to_path(tmp_path / str(in_minibatch))
             Interrupted.in_minibatch = in_minibatch

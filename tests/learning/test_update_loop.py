@@ -1,0 +1,196 @@
+"""The update goes through a group as RLlib's own does: the same minibatches, the same weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.minibatch_utils import MiniBatchCyclicIterator
+
+from rllib_gpg.learning import GPGTorchLearner
+from rllib_gpg.learning.minibatches import Minibatches
+from rllib_gpg.learning.update_loop import UpdateLoop
+from tests.envs import Identity, ShortOrLong
+from tests.helpers import SMALL_NET, built, module_results, small_config
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+LSTM = {**SMALL_NET, "use_lstm": True, "lstm_cell_size": 4, "max_seq_len": 4}
+
+
+def of_steps(num_rows: int) -> SampleBatch:
+    return SampleBatch({"x": torch.arange(num_rows), "nested": {"y": torch.arange(num_rows) * 2}})
+
+
+def of_sequences(num_rows: int) -> SampleBatch:
+    columns = {
+        "x": torch.arange(num_rows * 4).reshape(num_rows, 4),
+        "nested": {"y": torch.arange(num_rows)},
+        Columns.SEQ_LENS: torch.arange(num_rows) % 4 + 1,
+    }
+    batch = SampleBatch(columns, _zero_padded=True)
+    batch.enable_slicing_by_batch_id()
+    return batch
+
+
+@pytest.mark.parametrize("num_total", [0, 9])
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(
+    ("make", "size"),
+    # A minibatch holds at least one sequence, here of 2.5 steps on average.
+    [*((of_steps, n) for n in (1, 3, 7, 10, 13)), *((of_sequences, n) for n in (3, 7, 13, 30))],
+)
+def test_minibatches_are_rllibs(make: Any, size: int, shuffle: bool, num_total: int) -> None:
+    """Two modules, the second of which has fewer rows and goes round more often."""
+
+    def drawn(of: Any) -> list[dict[str, Any]]:
+        state = np.random.get_state()
+        np.random.seed(5)
+        batch = MultiAgentBatch({"a": make(13), "b": make(5)}, env_steps=13)
+        minibatches = [
+            {mid: plain(columns) for mid, columns in getattr(m, "policy_batches", m).items()}
+            for m in of(batch)
+        ]
+        np.random.set_state(state)
+        return minibatches
+
+    def plain(columns: Any) -> dict[str, Any]:
+        leaves = {name: columns[name] for name in columns if name != "nested"}
+        return {n: v.tolist() for n, v in {**leaves, "y": columns["nested"]["y"]}.items()}
+
+    theirs = drawn(
+        lambda batch: MiniBatchCyclicIterator(
+            batch,
+            num_epochs=3,
+            minibatch_size=size,
+            shuffle_batch_per_epoch=shuffle,
+            num_total_minibatches=num_total,
+        )
+    )
+    ours = drawn(
+        lambda batch: Minibatches(
+            batch, size=size, num_epochs=3, num_total=num_total, shuffle=shuffle
+        )
+    )
+    assert ours == theirs
+    assert len(ours) == num_total or num_total == 0
+
+
+def test_the_last_epoch_is_known() -> None:
+    batch = MultiAgentBatch({"a": of_steps(10)}, env_steps=10)
+    minibatches = Minibatches(batch, size=4, num_epochs=3, num_total=9, shuffle=True)
+    assert [minibatches.in_last_epoch for _ in minibatches] == [False] * 6 + [True] * 3
+    assert minibatches.count == 9 and minibatches.num_steps == {"a": 36}
+
+
+def test_without_a_size_each_minibatch_is_the_whole_batch() -> None:
+    batch = MultiAgentBatch({"a": of_steps(4), "b": of_sequences(6)}, env_steps=6)
+    minibatches = Minibatches(batch, size=None, num_epochs=2, num_total=0, shuffle=True)
+    seen = [{mid: columns["x"] for mid, columns in m.items()} for m in minibatches]
+    assert len(seen) == 2
+    assert all(m["a"] is batch["a"]["x"] and len(m["b"]) == 6 for m in seen)
+    assert minibatches.num_steps == {"a": 8, "b": 2 * (1 + 2 + 3 + 4 + 1 + 2)}
+
+
+class RLlibsLoop(GPGTorchLearner):
+    """GPG's loss in RLlib's own update, with RLlib's optimizer."""
+
+    configure_optimizers_for_module = TorchLearner.configure_optimizers_for_module
+    _uncompiled_update = TorchLearner._uncompiled_update
+    postprocess_gradients_for_module = Learner.postprocess_gradients_for_module
+    apply_gradients = TorchLearner.apply_gradients
+
+    def after_gradient_based_update(self, **kwargs: Any) -> None:
+        # RLlib's loop doesn't say which epoch it is in.
+        for module_id, rows in self._loss_stats.items():
+            self._loss_stats[module_id] = rows[-len(rows) // self.config.num_epochs :]
+        super().after_gradient_based_update(**kwargs)
+
+
+COUNTED = (
+    "num_module_steps_trained",
+    "num_module_steps_trained_lifetime",
+    "module_train_batch_size_mean",
+    "weights_seq_no",
+    "diff_num_grad_updates_vs_sampler_policy",
+)
+MEASURED = (
+    "policy_loss",
+    "total_loss",
+    "entropy",
+    "mean_kl_loss",
+    "clip_fraction",
+    "gradients_default_optimizer_global_norm",
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "model"),
+    [
+        pytest.param({}, SMALL_NET, id="clipped-by-global-norm"),
+        pytest.param({"grad_clip": 1e-3}, SMALL_NET, id="clipped-hard"),
+        pytest.param({"grad_clip": None}, SMALL_NET, id="not-clipped"),
+        pytest.param({"grad_clip": 0.01, "grad_clip_by": "value"}, SMALL_NET, id="by-value"),
+        pytest.param({"num_minibatches": 1}, SMALL_NET, id="whole-group"),
+        pytest.param({"entropy_coeff": 0.01, "use_kl_loss": True}, SMALL_NET, id="entropy-and-kl"),
+        pytest.param({}, LSTM, id="recurrent"),
+    ],
+)
+def test_the_policy_moves_as_in_rllibs_loop(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], model: dict[str, Any]
+) -> None:
+    """Up to rounding: Adam's operations are fused, and norms added up in another order."""
+    results, weights = [], []
+    for learner_class in (GPGTorchLearner, RLlibsLoop):
+        with monkeypatch.context() as patch:
+            if learner_class is RLlibsLoop:
+                patch.setattr(UpdateLoop, "update", Learner.update)
+            config = small_config(ShortOrLong, learner_class=learner_class, lr=0.01, **settings)
+            config.rl_module(model_config=model)
+            with built(config) as algo:
+                results.append([algo.train() for _ in range(2)])
+                weights.append(algo.get_module().state_dict())
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4)
+    for ours, theirs in zip(*results, strict=True):
+        ours, theirs = module_results(ours), module_results(theirs)
+        assert set(ours) == set(theirs)
+        for name in set(COUNTED) & set(theirs):
+            assert ours[name] == pytest.approx(theirs[name]), name
+        for name in set(MEASURED) & set(theirs):
+            assert ours[name] == pytest.approx(theirs[name], rel=0.01, abs=1e-4), name
+    for name in ("num_env_steps_trained", "num_module_steps_trained"):
+        first, second = (run[-1]["learners"]["__all_modules__"][name] for run in results)
+        assert first == second, name
+
+
+def test_gradients_that_are_not_finite_are_set_to_zero(caplog: pytest.LogCaptureFixture) -> None:
+    """As RLlib says it does, with its warning."""
+
+    class Broken(GPGTorchLearner):
+        def compute_loss_for_module(self, **kwargs: Any) -> torch.Tensor:
+            return super().compute_loss_for_module(**kwargs) * float("nan")
+
+    with built(small_config(Identity, learner_class=Broken)) as algo:
+        before = algo.get_module().state_dict()
+        before = {name: value.clone() for name, value in before.items()}
+        algo.train()
+        after = algo.get_module().state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert "nan/inf" in caplog.text
+
+
+def test_a_batch_of_an_unknown_module_is_refused() -> None:
+    with built(small_config(Identity)) as algo:
+        learner = algo.learner_group._learner
+        batch = MultiAgentBatch({"nobody": of_steps(3)}, env_steps=3)
+        with pytest.raises(ValueError, match=r"doesn't have: .*nobody"):
+            learner.update(batch=batch)
+        with pytest.raises(ValueError, match="data_iterators"):
+            learner.update(data_iterators=[1])
