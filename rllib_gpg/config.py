@@ -114,6 +114,7 @@ class GPGConfig(AlgorithmConfig):
         self.reference_kl_coeff = 0.0
         self.reference: str | None = None
         self.reference_refresh: int | None = None
+        self.sample_ahead = 0
         self.entropy_coeff: Any = 0.0
         self.grad_clip = 0.5
         self.use_kl_loss = False
@@ -136,6 +137,9 @@ class GPGConfig(AlgorithmConfig):
         self.custom_evaluation_function: Any = None
         self.max_share_failures = 5
         self.env_runner_health_probe_timeout_s = 1.0
+        # All that RLlib would ask and tell each env runner after an iteration goes with the shares;
+        # env runners that sample ahead are busy then.
+        self._dont_auto_sync_env_runner_states = True
 
     @property
     def env_runner_cls(self) -> type[EnvRunner]:
@@ -180,6 +184,7 @@ class GPGConfig(AlgorithmConfig):
         reference_kl_coeff: float = NotProvided,
         reference: str | None = NotProvided,
         reference_refresh: int | None = NotProvided,
+        sample_ahead: int = NotProvided,
         entropy_coeff: Any = NotProvided,
         use_kl_loss: bool = NotProvided,
         kl_coeff: float = NotProvided,
@@ -275,6 +280,11 @@ class GPGConfig(AlgorithmConfig):
                 from. Default None: the policy that the run begins with.
             reference_refresh: The reference becomes the policy after every so many updates.
                 Default None: never.
+            sample_ahead: How many groups are sampled ahead: with 1, the next one while the policy
+                learns from this one, so that an iteration takes as long as the longer of the two.
+                Groups are then of the policy before the last update; ratios are against the policy
+                that sampled. Needs remote env runners. Default 0: groups are of the policy that
+                learns from them.
             entropy_coeff: The weight of the entropy bonus, a float or a schedule
                 `[[env steps, value], ..]`. It helps where a policy settles too early, and harms
                 where it should settle: with 0.01 LunarLander wasn't solved (one seed). Default 0.
@@ -337,6 +347,7 @@ class GPGConfig(AlgorithmConfig):
             reference_kl_coeff=reference_kl_coeff,
             reference=reference,
             reference_refresh=reference_refresh,
+            sample_ahead=sample_ahead,
             entropy_coeff=entropy_coeff,
             use_kl_loss=use_kl_loss,
             kl_coeff=kl_coeff,

@@ -13,14 +13,14 @@ from rllib_gpg.sampling.group import cut_into_shares
 from rllib_gpg.sampling.messages import Share
 
 if TYPE_CHECKING:
-    from rllib_gpg.gpg import GPG
+    from rllib_gpg.group_algorithm import GroupAlgorithm
 
 # What the env runners for training are told with each share; all else is theirs since they began.
 _WITHIN_REACH = frozenset({"explore", "seed", "episodes_per_share", "max_share_failures"})
 
 
 def evaluate_episodes(
-    algorithm: GPG, eval_env_runner_group: EnvRunnerGroup | None
+    algorithm: GroupAlgorithm, eval_env_runner_group: EnvRunnerGroup | None
 ) -> tuple[ResultDict, int, int]:
     """Has the form of a `custom_evaluation_function`; RLlib takes the results from the metrics."""
     algorithm.evaluate_episodes(eval_env_runner_group)

@@ -5,63 +5,33 @@ Paper: https://arxiv.org/abs/2510.03679
 
 from __future__ import annotations
 
-import concurrent.futures
-import dataclasses
-import pathlib
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Self
+from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.core import ALL_MODULES, DEFAULT_MODULE_ID
-from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
-from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
-from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.core import ALL_MODULES
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
-    ENV_RUNNER_SAMPLING_TIMER,
-    EVALUATION_RESULTS,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
-    SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
 )
-from ray.rllib.utils.typing import EpisodeType, ModuleID, ResultDict, StateDict
-from ray.tune import Checkpoint
+from ray.rllib.utils.typing import EpisodeType
 
 from rllib_gpg.advantages.connector import GROUP_NUMBER, STARTS
-from rllib_gpg.checkpoints import check_checkpoint
 from rllib_gpg.config import GPGConfig
-from rllib_gpg.evaluation import (
-    evaluate_episodes,
-    evaluation_shares,
-    refuse_if_out_of_reach,
-    warn_if_out_of_reach,
-)
+from rllib_gpg.group_algorithm import GroupAlgorithm
 from rllib_gpg.learning.batch import shuffle_generator
 from rllib_gpg.learning.pipeline import PreparedGroup, prepare_group
-from rllib_gpg.policy import PolicyInForce
-from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gather
-from rllib_gpg.sampling.messages import Share, Weights
-from rllib_gpg.sampling.recording import EpisodeRecorder
-from rllib_gpg.sampling.standing import Standing
-from rllib_gpg.sampling.starts import NUM_EXTRA_STARTS, StartsOfGroup, starts_of
-from rllib_gpg.seeding import RunSeed
-from rllib_gpg.threads import threads_of_main_process
-from rllib_gpg.validation import check_attributes, check_spaces
+from rllib_gpg.sampling.starts import starts_of
+from rllib_gpg.validation import check_attributes
 
 GROUP_ADVANTAGE_ESTIMATION_TIMER = "group_advantage_estimation_timer"
 
-_RUN_SEED = "run_seed"
-_NUM_GROUPS = "num_groups"
-_NUM_EVALUATIONS = "num_evaluations"
-_CONNECTOR_STATES = "connector_states"
-_STANDING = "standing"
 
-
-class GPG(Algorithm):
+class GPG(GroupAlgorithm):
     """Group Policy Gradient: PPO without a critic (Algorithm 1 of the paper).
 
     Built by `GPGConfig.build_algo`, by Ray Tune, or by `GPG.from_checkpoint`.
@@ -86,50 +56,6 @@ class GPG(Algorithm):
         return GPGConfig()
 
     @override(Algorithm)
-    def setup(self, config: GPGConfig) -> None:
-        """Builds env runners and learners, and checks the binning against the spaces.
-
-        Raises:
-            ValueError: If the binning can't take the observations.
-        """
-        # Before RLlib's own: the user's `on_algorithm_init` may restore a checkpoint.
-        # RLlib loses Tune's trial id on the way; the trial's folder is as good.
-        trial = self._storage.trial_dir_name if self._storage else None
-        self._run_seed = RunSeed.draw(self.config.seed, trial)
-        self._num_groups = 0
-        self._num_evaluations = 0
-        # Where rollouts stand after the last group, and after the one that is being trained on.
-        self._standing: tuple[Standing | None, ...] = ()
-        self._next_standing: tuple[Standing | None, ...] = ()
-        self._policy = PolicyInForce(self)
-        # Those at the beginning of the iteration, and those of the last evaluation.
-        self._weights_of_step: Weights
-        self._evaluated_weights: Weights
-        self._recorder = EpisodeRecorder(self.config)
-        super().setup(config)
-        check_spaces(self.config, self.spaces)
-        if self.eval_env_runner_group is None:
-            warn_if_out_of_reach(self.config, self.evaluation_config)
-
-    def __repr__(self) -> str:
-        """Names the algorithm and its env, also while it is being built.
-
-        Ray shows this in the errors of a Tune trial; RLlib's own raises before there is a config,
-        and so hides what was wrong with it.
-        """
-        return f"{type(self).__name__}(env={getattr(self.config, 'env', None)!r})"
-
-    @override(Algorithm)
-    def step(self) -> ResultDict:
-        """Runs one iteration of training, and of evaluation if it is due."""
-        with threads_of_main_process(self.config):
-            # Here, because training and evaluation may run in parallel from now on; and anew,
-            # because the last iteration may have been interrupted, or somebody has changed what
-            # the learners hold.
-            self._weights_of_step = self._sync_weights()
-            return super().step()
-
-    @override(Algorithm)
     def training_step(self) -> None:
         """Runs one iteration of Algorithm 1."""
         # theta_old <- theta
@@ -137,104 +63,12 @@ class GPG(Algorithm):
         # Collect a group of trajectories tau_1:N under pi_theta_old, and estimate the advantages
         # (Algorithm 2). Nothing here holds on to the episodes: during the update they are gone.
         group = self._estimate_advantages(self._sample_group(weights))
+        if self.config.sample_ahead:
+            # The next group is under pi_theta_old as well, and comes while the policy moves.
+            self._begin_next_group(weights)
         # Several epochs of minibatches on PPO's clipped loss.
         self._update(group)
-        # At once: whatever interrupts what follows, the group has been trained on.
-        self._num_groups += 1
-        self._standing = self._next_standing
-        self._recorder.commit()
-        self._sync_weights()
-        self._recorder.write()
-
-    def _sync_weights(self) -> Weights:
-        """Takes the learners' weights, for the next group and for the local env runner."""
-        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-            return self._policy.take()
-
-    @override(Algorithm)
-    def get_module(self, module_id: ModuleID = DEFAULT_MODULE_ID) -> RLModule | None:
-        """Returns the policy after the last update, or None if there is no such module."""
-        if self.env_runner is not None:
-            return super().get_module(module_id)
-        # RLlib would ask a remote env runner, which has the weights of its last share.
-        return self._policy.build_module(module_id)
-
-    def _sample_group(self, weights: Weights) -> list[EpisodeType]:
-        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            shares = cut_into_shares(
-                self.config, self._run_seed.value, self._num_groups, standing=self._standing
-            )
-            starts = StartsOfGroup(self.config)
-            try:
-                group = self._gather(
-                    self.env_runner_group,
-                    shares,
-                    weights,
-                    self.config,
-                    ENV_RUNNER_RESULTS,
-                    further=starts.further,
-                )
-            except SamplingError as error:
-                raise self._with_checkpoint(error) from error
-            if self.config.merge_env_runner_states:
-                # Of all that was sampled: a share may hold episodes that stay and others.
-                self._policy.connectors.merge(weights.connectors, group.connectors)
-        if self.config.max_extra_starts:
-            key = (ENV_RUNNER_RESULTS, NUM_EXTRA_STARTS)
-            self.metrics.log_value(key, starts.num_extra, reduce="sum")
-        episodes = starts.in_group(group.episodes)
-        self._recorder.take(episodes)
-        self._next_standing = group.standing
-        return episodes
-
-    def _gather(
-        self,
-        env_runner_group: EnvRunnerGroup,
-        shares: list[Share],
-        weights: Weights,
-        config: GPGConfig,
-        *key: str,
-        **further: Any,
-    ) -> Group:
-        group = gather(
-            env_runner_group,
-            shares,
-            weights,
-            config=config,
-            restore=lambda: self._restore(env_runner_group),
-            **further,
-        )
-        self.metrics.aggregate(group.metrics, key=key)
-        return group
-
-    @override(Algorithm)
-    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
-        """Brings lost env runners back, with the modules and the mapping that are in force."""
-        manager = env_runner_group._worker_manager
-        lost = [index for index in manager.actor_ids() if not manager.is_actor_healthy(index)]
-        # First in the line of what RLlib asks them, such as to take weights, which may not fit the
-        # modules that they are made with. Not waited for: they may still be gone.
-        self._policy.make_changes(env_runner_group, lost, timeout_seconds=0.0)
-        restored: list[int] = super().restore_env_runners(env_runner_group)
-        # RLlib has given them all modules of the local env runner.
-        timeout_seconds = self.config.env_runner_restore_timeout_s
-        self._policy.make_changes(env_runner_group, restored, timeout_seconds)
-        return restored
-
-    def _restore(self, env_runner_group: EnvRunnerGroup) -> None:
-        """Brings lost env runners back and tells callbacks, as RLlib does between iterations."""
-        restored = self.restore_env_runners(env_runner_group)
-        if restored:
-            for_training = env_runner_group is self.env_runner_group
-            self._make_on_env_runners_recreated_callbacks(
-                config=self.config if for_training else self.evaluation_config,
-                env_runner_group=env_runner_group,
-                restored_env_runner_indices=restored,
-            )
-
-    def _with_checkpoint(self, error: SamplingError) -> SamplingError:
-        checkpoint = self.save_to_path(pathlib.Path(self.logdir) / "before_sampling_error")
-        return SamplingError(f"{error}\nThe run as it was: {checkpoint}")
+        self._group_is_done()
 
     def _estimate_advantages(self, episodes: list[EpisodeType]) -> PreparedGroup:
         """Has the learner connector pipeline run, once, over the whole group."""
@@ -243,11 +77,11 @@ class GPG(Algorithm):
                 self.learner_group,
                 episodes,
                 shared_data={
-                    GROUP_NUMBER: self._num_groups,
+                    GROUP_NUMBER: self._groups.number,
                     STARTS: starts_of(episodes, self.config),
                 },
                 policies_to_train=self.config.policies_to_train,
-                generator=shuffle_generator(self._run_seed.value, self._num_groups),
+                generator=shuffle_generator(self._run_seed.value, self._groups.number),
             )
         self.metrics.aggregate([group.metrics], key=LEARNER_RESULTS)
         return group
@@ -282,165 +116,3 @@ class GPG(Algorithm):
                 (LEARNER_RESULTS, ALL_MODULES, NUM_MODULE_STEPS_TRAINED_LIFETIME), default=0
             ),
         }
-
-    @override(Algorithm)
-    def evaluate(
-        self, parallel_train_future: concurrent.futures.Future[Any] | None = None
-    ) -> ResultDict:
-        """Evaluates the current policy, as `GPGConfig.evaluation` says.
-
-        Args:
-            parallel_train_future: The training iteration that runs in parallel, if there is one.
-
-        Raises:
-            SamplingError: If the episodes asked for couldn't be completed; after a checkpoint.
-            ValueError: If the env runners for training are to do it, but can't do it as the
-                evaluation config says.
-        """
-        if self.eval_env_runner_group is None:
-            refuse_if_out_of_reach(self.config, self.evaluation_config)
-        # Beside training it is the policy of the step's beginning, however far training has come.
-        if parallel_train_future is not None:
-            self._evaluated_weights = self._weights_of_step
-        else:
-            with threads_of_main_process(self.config):
-                self._evaluated_weights = self._sync_weights()
-        by_shares = self.config.custom_evaluation_function is evaluate_episodes
-        if self.config.is_multi_agent and self.eval_env_runner_group and not by_shares:
-            # With shares, the changes travel.
-            changes = self._policy.evaluation_changes
-            self.eval_env_runner_group.foreach_env_runner(
-                lambda runner: runner.make_changes(changes),
-                timeout_seconds=self.config.evaluation_sample_timeout_s,
-            )
-        kept: AbstractContextManager[None] = nullcontext()
-        if self.eval_env_runner_group is None:
-            # Those for training do it: what their connectors remember is to stay as it is.
-            kept = self._policy.connectors.beginning_with(self._evaluated_weights.connectors)
-        try:
-            with threads_of_main_process(self.config), kept:
-                return super().evaluate(parallel_train_future)
-        except SamplingError as error:
-            if parallel_train_future is not None:
-                # What it changes is about to be saved.
-                concurrent.futures.wait([parallel_train_future])
-            raise self._with_checkpoint(error) from error
-
-    def evaluate_episodes(self, eval_env_runner_group: EnvRunnerGroup | None) -> None:
-        """Runs exactly `evaluation_duration` whole episodes, by the same means as a group.
-
-        Args:
-            eval_env_runner_group: The env runners for evaluation. None: those for training.
-        """
-        env_runner_group, weights = self.env_runner_group, self._evaluated_weights
-        if eval_env_runner_group is not None:
-            env_runner_group = eval_env_runner_group
-            weights = self._policy.for_evaluation(weights)
-        shares = evaluation_shares(
-            self.config,
-            self.evaluation_config,
-            self._run_seed.value,
-            self._num_evaluations,
-            num_env_runners=env_runner_group.num_remote_env_runners(),
-        )
-        key = (EVALUATION_RESULTS, ENV_RUNNER_RESULTS)
-        self._gather(env_runner_group, shares, weights, self.evaluation_config, *key)
-        self._num_evaluations += 1
-
-    @override(Algorithm)
-    def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
-        """Returns the algorithm's state, with what the seeds of the next group derive from."""
-        return {
-            **super().get_state(*args, **kwargs),
-            _RUN_SEED: dataclasses.astuple(self._run_seed),
-            _NUM_GROUPS: self._num_groups,
-            _NUM_EVALUATIONS: self._num_evaluations,
-            _CONNECTOR_STATES: self._policy.connectors.get_states(),
-            _STANDING: [standing and standing.get_state() for standing in self._standing],
-        }
-
-    @override(Algorithm)
-    def set_state(self, state: StateDict) -> None:
-        """Restores the algorithm's state; the next group is sampled with the restored weights.
-
-        It is the group that the run which saved the state went on with, if the config names the
-        seed of that run; see `RunSeed.going_on`.
-        """
-        super().set_state(state)
-        self._policy.forget()
-        if _RUN_SEED in state:
-            self._run_seed = self._run_seed.going_on(RunSeed(*state[_RUN_SEED]))
-        self._num_groups = state.get(_NUM_GROUPS, self._num_groups)
-        self._num_evaluations = state.get(_NUM_EVALUATIONS, self._num_evaluations)
-        self._policy.connectors.set_states(state.get(_CONNECTOR_STATES, {}))
-        if _STANDING in state:
-            self._standing = tuple(
-                standing and Standing.from_state(standing) for standing in state[_STANDING]
-            )
-
-    @override(Algorithm)
-    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """Restores a checkpoint, or one component of it; the next group sees its weights.
-
-        Raises:
-            ValueError: If the checkpoint isn't whole. Nothing of it is restored then.
-        """
-        component, filesystem = kwargs.get("component"), kwargs.get("filesystem")
-        check_checkpoint(path, component=component, filesystem=filesystem)
-        super().restore_from_path(path, *args, **kwargs)
-        self._policy.forget()
-
-    @override(Algorithm)
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Refuses to go on with another config, which no algorithm of RLlib does.
-
-        Raises:
-            NotImplementedError: Always. With RLlib's plain False, Ray Tune waits for ever.
-        """
-        raise NotImplementedError(
-            "GPG can't take another config in place: remove `reuse_actors=True` from the "
-            "`tune.TuneConfig`. Population based training works without it."
-        )
-
-    @override(Algorithm)
-    def cleanup(self) -> None:
-        """Ends all actors, and the recording of episodes if there is one."""
-        try:
-            self._recorder.close()
-        finally:
-            super().cleanup()
-
-    @classmethod
-    @override(Algorithm)
-    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Self:
-        """Builds an algorithm with the config and the state of a checkpoint.
-
-        Args:
-            path: The folder of the checkpoint, or a `ray.tune.Checkpoint`.
-            filesystem: The PyArrow filesystem of `path`. Default None: follows from `path`.
-            **kwargs: The keyword arguments of RLlib's `Algorithm.from_checkpoint`.
-
-        Raises:
-            ValueError: If the checkpoint isn't whole. Nothing is built then.
-        """
-        path = path.to_directory() if isinstance(path, Checkpoint) else path
-        check_checkpoint(path, filesystem=filesystem, to_build=True)
-        return super().from_checkpoint(path, filesystem, **kwargs)
-
-    @override(Algorithm)
-    def add_module(
-        self, module_id: ModuleID, module_spec: RLModuleSpec, **kwargs: Any
-    ) -> MultiRLModuleSpec:
-        """Adds a module; the agents mapped to it are a group from the next iteration on."""
-        spec = super().add_module(module_id, module_spec, **kwargs)
-        for each_id, each in spec.rl_module_specs.items():
-            self.spaces[each_id] = (each.observation_space, each.action_space)
-        self._policy.add_module(module_id, module_spec, kwargs)
-        return spec
-
-    @override(Algorithm)
-    def remove_module(self, module_id: ModuleID, **kwargs: Any) -> MultiRLModuleSpec | None:
-        """Removes a module."""
-        spec = super().remove_module(module_id, **kwargs)
-        self._policy.remove_module(module_id, kwargs)
-        return spec

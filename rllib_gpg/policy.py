@@ -12,6 +12,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.typing import ModuleID, StateDict
 
 from rllib_gpg.sampling.connector_states import Connectors
@@ -48,17 +49,44 @@ class PolicyInForce:
 
     def take(self) -> Weights:
         """Takes what the learners hold now, also for the local env runner."""
-        algorithm, state = self._algorithm, self._learned()
+        algorithm = self._algorithm
+        steps = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
+        state = {
+            **self._learned(),
+            # For modules that explore by a schedule.
+            NUM_ENV_STEPS_SAMPLED_LIFETIME: int(algorithm.metrics.peek(steps, default=0)),
+        }
         self._version += 1
         weights = Weights(self._version, state, self.connectors.get_states(), self.training_changes)
         if algorithm.env_runner is not None:
             algorithm.env_runner.load(weights)
+        self._weights = self._for_env_runners(weights)
+        return self._weights
+
+    def _for_env_runners(self, weights: Weights) -> Weights:
+        algorithm = self._algorithm
         groups = filter(None, (algorithm.env_runner_group, algorithm.eval_env_runner_group))
         if any(group.num_remote_env_runners() > 0 for group in groups):
             # Once in the object store; each env runner fetches it with its first share.
-            weights = dataclasses.replace(weights, state=ray.put(state))
-        self._weights = weights
+            return dataclasses.replace(weights, state=ray.put(weights.state))
         return weights
+
+    def after_group(self, weights: Weights) -> Weights:
+        """Returns weights with what the connectors remember after the group before."""
+        return dataclasses.replace(weights, connectors=self.connectors.get_states())
+
+    @staticmethod
+    def state_of(weights: Weights | None) -> StateDict | None:
+        """Returns the module's state in weights, for a checkpoint."""
+        state = weights and weights.state
+        return ray.get(state) if isinstance(state, ray.ObjectRef) else state
+
+    def of_state(self, state: StateDict) -> Weights:
+        """Returns weights of a module's state from a checkpoint, with what connectors remember."""
+        self._version += 1
+        return self._for_env_runners(
+            Weights(self._version, state, self.connectors.get_states(), self.training_changes)
+        )
 
     def forget(self) -> None:
         """Has it taken anew when it is needed next."""

@@ -126,8 +126,7 @@ def each_learner(algo: GPG, function: Callable[[Any], Any]) -> list[Any]:
 def sample_group(algo: GPG) -> list[Any]:
     """The next group, sampled as `training_step` samples it."""
     episodes = algo._sample_group(algo._policy.weights)
-    algo._num_groups += 1
-    algo._standing = algo._next_standing
+    algo._groups.take_note()
     return episodes
 
 

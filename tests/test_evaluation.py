@@ -131,7 +131,7 @@ def test_an_env_that_fails_in_evaluation_ends_the_run_after_a_checkpoint(paralle
     with built(config) as algo:
         algo.restore_from_path(re.search(r"The run as it was: (\S+)", message)[1])
         # The group of the iteration in which the evaluation failed isn't lost.
-        assert algo._num_groups == 1
+        assert algo._groups.number == 1
 
 
 # As in RLlib's PPO otherwise.

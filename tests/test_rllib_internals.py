@@ -73,7 +73,7 @@ MODULE = "rllib_gpg/learning/rl_module.py"
 CONNECTOR = "rllib_gpg/advantages/connector.py"
 CONNECTOR_STATES = "rllib_gpg/sampling/connector_states.py"
 CONFIG = "rllib_gpg/config.py"
-HALL = "rllib_gpg/gpg.py"
+HALL = "rllib_gpg/group_algorithm.py"
 POLICY = "rllib_gpg/policy.py"
 
 

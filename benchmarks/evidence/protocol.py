@@ -57,7 +57,7 @@ CLEANRL_CONTINUOUS = {
 }
 # GPG's update: on discrete actions its defaults, on continuous ones CleanRL's of PPO.
 GPG_DISCRETE = {"lr": 1e-3, "num_epochs": 4, "num_minibatches": 4}
-GPG_CONTINUOUS = {"lr": 3e-4, "num_epochs": 10, "num_minibatches": 32}
+GPG_CONTINUOUS = {"lr": 3e-4, "num_epochs": 10, "minibatch_size": 64}
 
 # Stable-Baselines3's Zoo, hyperparams/ppo.yml. `lin_` falls linearly to 0.
 _ZOO_WIDE = {

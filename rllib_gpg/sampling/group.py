@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -35,6 +36,10 @@ NUM_EPISODES_REDISPATCHED = "num_episodes_redispatched"
 
 class SamplingError(RuntimeError):
     """A group couldn't be completed."""
+
+
+class CancelledSamplingError(SamplingError):
+    """Nobody wants the group any more."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ def gather(
     config: AlgorithmConfig,
     restore: Callable[[], Any],
     further: Callable[[list[ShareResult]], list[Share]] = lambda results: [],
+    cancelled: threading.Event | None = None,
 ) -> Group:
     """Has every share sampled, by the remote env runners or, if there are none, the local one.
 
@@ -145,9 +151,12 @@ def gather(
         restore: Tries to bring lost env runners back; called when all are lost.
         further: Returns what else to sample, given the results of all shares so far; asked until
             there is nothing. By default there is nothing.
+        cancelled: Is set when nobody wants the group any more, by another thread than the one that
+            gathers. Default None: it is wanted. Only for remote env runners.
 
     Raises:
         SamplingError: If a share failed too often, or no env runner comes back.
+        CancelledSamplingError: If the group was cancelled.
     """
     results: list[ShareResult] = []
     num_redispatched = 0
@@ -159,7 +168,7 @@ def gather(
                 share = ledger.waiting.popleft()
                 ledger.enter(runner.sample_share(share, weights, ledger.progress))
         else:
-            _RemoteGathering(env_runner_group, ledger, weights, config, restore).run()
+            _RemoteGathering(env_runner_group, ledger, weights, config, restore, cancelled).run()
         results += [ledger.results[share.index] for share in shares]
         num_redispatched += ledger.num_redispatched
         shares = further(results)
@@ -243,7 +252,9 @@ class _RemoteGathering:
         weights: Weights,
         config: AlgorithmConfig,
         restore: Callable[[], Any],
+        cancelled: threading.Event | None,
     ):
+        self._cancelled = cancelled
         self._group = env_runner_group
         self._ledger = ledger
         self._weights = weights
@@ -254,6 +265,7 @@ class _RemoteGathering:
 
     def run(self) -> None:
         while not self._ledger.is_complete:
+            self._check_is_wanted()
             healthy = set(self._group.healthy_env_runner_ids())
             for runner in set(self._in_flight) - healthy:
                 self._lose(runner, f"env runner {runner} is lost")
@@ -339,5 +351,10 @@ class _RemoteGathering:
                     f"came back within `env_runner_restore_timeout_s` = {limit} s. Their logs say "
                     "why."
                 )
+            self._check_is_wanted()
             time.sleep(_RESTORE_S)
             self._restore()
+
+    def _check_is_wanted(self) -> None:
+        if self._cancelled is not None and self._cancelled.is_set():
+            raise CancelledSamplingError("The group is no longer wanted.")

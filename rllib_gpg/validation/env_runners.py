@@ -35,6 +35,12 @@ def _sampling(config: AlgorithmConfig) -> Iterator[str]:
         yield from _starts(config)
     if config.batch_mode == "truncate_episodes":
         yield from _rollouts(config)
+    # Evaluation's config has the setting as well, and env runners of its own.
+    if config.sample_ahead and config.num_env_runners == 0 and not config.in_evaluation:
+        yield (
+            "`sample_ahead=1` needs remote env runners, which sample while this process learns: "
+            "set `env_runners(num_env_runners=..)` above 0, or leave `sample_ahead` at 0."
+        )
     if config.use_env_runner_state_server:
         yield (
             "`use_env_runner_state_server=True` is for algorithms that sample while they learn "

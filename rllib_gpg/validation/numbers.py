@@ -24,6 +24,11 @@ def of_the_group(config: AlgorithmConfig) -> Iterator[str]:
     yield from _of_starts(config)
     yield from count(config, "num_epochs")
     yield from count(config, "max_share_failures")
+    if config.sample_ahead not in (0, 1) or isinstance(config.sample_ahead, bool):
+        yield (
+            f"`sample_ahead` must be 0 or 1, got {config.sample_ahead!r}: groups that are further "
+            "behind the policy that learns from them teach it little."
+        )
     for name in ("episodes_per_share", "max_episode_steps", "num_minibatches", "minibatch_size"):
         if getattr(config, name) is not None:
             yield from count(config, name)

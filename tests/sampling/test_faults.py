@@ -118,7 +118,7 @@ def test_when_all_env_runners_are_lost_the_group_waits_for_them() -> None:
     config = small_config(Slow, group_size=6).env_runners(num_env_runners=2)
     with built(config) as algo:
         undisturbed = fingerprint(sample_group(algo))
-        algo._num_groups = 0
+        algo._groups.number = 0
         for pid in pids(algo):
             os.kill(pid, signal.SIGKILL)
         assert fingerprint(sample_group(algo)) == undisturbed
@@ -263,7 +263,7 @@ def test_an_env_that_was_interrupted_is_made_anew() -> None:
     config = small_config(InterruptsItself)
     with built(config) as algo:
         undisturbed = fingerprint(sample_group(algo))
-        algo._num_groups = 0
+        algo._groups.number = 0
         InterruptsItself.at_step = 3
         try:
             with pytest.raises(KeyboardInterrupt):

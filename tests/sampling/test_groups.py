@@ -42,7 +42,7 @@ def algo(request: pytest.FixtureRequest, ray_session: None) -> Iterator[GPG]:
 def first_groups(algo: GPG, number: int, *, group_size: int) -> list[list[Any]]:
     """The first groups of a run, whatever was sampled before, in a size of their own."""
     algo.config = algo.config.copy(copy_frozen=False).training(group_size=group_size)
-    algo._num_groups = 0
+    algo._groups.number = 0
     return [sample_group(algo) for _ in range(number)]
 
 

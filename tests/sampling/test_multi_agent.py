@@ -183,7 +183,7 @@ def test_a_share_maps_the_same_agents_again_also_at_random() -> None:
     state = random.getstate()
     with built(config) as algo:
         group = traces(sample_group(algo))
-        algo._num_groups = 0
+        algo._groups.number = 0
         assert traces(sample_group(algo)) == group
         assert traces(sample_group(algo)) != group
     assert {trace[1] for episode in group for trace in episode} == {"first", "others"}

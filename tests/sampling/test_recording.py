@@ -102,7 +102,7 @@ def test_steps_are_recorded_in_rllibs_columns(in_columns: bool, tmp_path: Path) 
     config = recording_config(tmp_path, in_columns=in_columns, output_write_episodes=False)
     with built(config) as algo:
         group = sample_group(algo)
-        algo._num_groups = 0
+        algo._groups.number = 0
         algo.train()
     steps = recorded_steps(tmp_path)
     assert {

@@ -243,7 +243,7 @@ def test_shared_starts_lower_the_variance_of_advantages() -> None:
 def test_the_number_of_equal_starts_is_logged_where_starts_are_shared() -> None:
     with built(shared()) as algo:
         group = sample_group(algo)
-        algo._num_groups = 0  # the same group once more
+        algo._groups.number = 0  # the same group once more
         results = module_results(algo.train())
         assert results["group_equal_starts"] == num_equal(group)
         assert 0 < num_equal(group) < 4

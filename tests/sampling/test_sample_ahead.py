@@ -1,0 +1,267 @@
+"""The next group is sampled while the learners learn from this one: overlap, exactness, faults."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.rllib.connectors.env_to_module import MeanStdFilter
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from rllib_gpg import GPG, GPGConfig
+from rllib_gpg.learning import GPGTorchLearner
+from rllib_gpg.sampling import SamplingError
+from tests.envs import Broken, ComingAndGoing, ShortOrLong, Slow, Unreliable
+from tests.helpers import built, fingerprint, module_results, same, small_config, snapshot
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def ahead(env: Any = ShortOrLong, num_env_runners: int = 2, **training: Any) -> GPGConfig:
+    config = small_config(env, **{"sample_ahead": 1, "num_epochs": 1, "lr": 0.05, **training})
+    return config.env_runners(
+        num_env_runners=num_env_runners, num_envs_per_env_runner=2, episodes_per_share=2
+    )
+
+
+def groups_of(algo: GPG, iterations: int) -> list[Any]:
+    """What each iteration has trained on, and the version of the policy that sampled it."""
+    groups = []
+    estimate = algo._estimate_advantages
+
+    def remember(episodes: list[Any]) -> Any:
+        versions = {int(v) for e in episodes for v in e.get_extra_model_outputs("weights_seq_no")}
+        groups.append((fingerprint(episodes), versions))
+        return estimate(episodes)
+
+    algo._estimate_advantages = remember  # type: ignore[method-assign]
+    for _ in range(iterations):
+        algo.train()
+    del algo._estimate_advantages
+    return groups
+
+
+def test_groups_are_of_the_policy_before_the_last_update() -> None:
+    with built(ahead()) as algo:
+        groups = groups_of(algo, 4)
+    # RLlib counts updates. The first group has nothing to be behind.
+    assert [versions for _, versions in groups] == [{0}, {0}, {1}, {2}]
+    with built(ahead(sample_ahead=0)) as algo:
+        assert [versions for _, versions in groups_of(algo, 3)] == [{0}, {1}, {2}]
+
+
+def test_the_second_group_is_that_of_the_first_policy() -> None:
+    """The same seeds as without it, so that here only the policy makes a difference."""
+    with built(ahead(lr=0.0)) as algo:
+        of_ahead = [episodes for episodes, _ in groups_of(algo, 3)]
+    with built(ahead(lr=0.0, sample_ahead=0)) as algo:
+        assert of_ahead == [episodes for episodes, _ in groups_of(algo, 3)]
+
+
+def test_groups_are_equal_on_any_number_of_env_runners() -> None:
+    runs = []
+    for num_env_runners in (1, 3):
+        config = ahead(num_env_runners=num_env_runners)
+        config.env_runners(env_to_module_connector=lambda *_, **__: MeanStdFilter())
+        with built(config) as algo:
+            groups = groups_of(algo, 4)
+            runs.append((groups, snapshot(algo)))
+    assert runs[0][0] == runs[1][0]
+    assert same(runs[0][1], runs[1][1])
+
+
+def test_ratios_are_against_the_policy_that_sampled() -> None:
+    """The log-probabilities of a group are those of its version, not of the one that learns."""
+    ratios: list[float] = []
+
+    class Watching(GPGTorchLearner):
+        def compute_loss_for_module(self, **kwargs: Any) -> torch.Tensor:
+            batch, fwd_out = kwargs["batch"], kwargs["fwd_out"]
+            logits = fwd_out[Columns.ACTION_DIST_INPUTS]
+            actions = batch[Columns.ACTIONS].long().unsqueeze(-1)
+            logp = torch.log_softmax(logits, -1).gather(-1, actions).squeeze(-1)
+            ratios.append((logp - batch[Columns.ACTION_LOGP]).abs().max().item())
+            return super().compute_loss_for_module(**kwargs)
+
+    config = ahead(num_minibatches=1, learner_class=Watching)
+    with built(config) as algo:
+        for _ in range(3):
+            algo.train()
+    assert ratios[0] < 1e-5
+    assert min(ratios[1:]) > 1e-3
+
+
+@pytest.mark.parametrize("saved_after", [1, 3])
+def test_a_checkpoint_brings_back_the_same_run(tmp_path: Path, saved_after: int) -> None:
+    """What was sampled ahead is sampled again: with the policy from before the last update."""
+    config = ahead().env_runners(env_to_module_connector=lambda *_, **__: MeanStdFilter())
+    with built(config) as algo:
+        groups_of(algo, saved_after)
+        path = algo.save_to_path(tmp_path / "checkpoint")
+        whole = groups_of(algo, 3)
+        end = snapshot(algo)
+        # In place, with a later group on its way.
+        algo.restore_from_path(path)
+        assert groups_of(algo, 3) == whole
+        assert same(snapshot(algo), end)
+    algo = GPG.from_checkpoint(path)
+    try:
+        assert groups_of(algo, 3) == whole
+        assert same(snapshot(algo), end)
+        # Saved again before anything was sampled: the same.
+        algo.restore_from_path(path)
+        again = algo.save_to_path(tmp_path / "again")
+        algo.restore_from_path(again)
+        assert groups_of(algo, 3) == whole
+    finally:
+        algo.stop()
+
+
+def test_a_checkpoint_of_a_run_without_it_goes_on_with_it(tmp_path: Path) -> None:
+    with built(ahead(sample_ahead=0)) as algo:
+        algo.train()
+        path = algo.save_to_path(tmp_path / "checkpoint")
+    with built(ahead()) as algo:
+        algo.restore_from_path(path)
+        assert [versions for _, versions in groups_of(algo, 2)] == [{1}, {1}]
+        path = algo.save_to_path(tmp_path / "other")
+    with built(ahead(sample_ahead=0)) as algo:
+        algo.restore_from_path(path)
+        assert [versions for _, versions in groups_of(algo, 2)] == [{3}, {4}]
+
+
+@pytest.mark.slow
+def test_killed_env_runners_change_nothing() -> None:
+    runs = []
+    for is_killed in (False, True):
+        with built(ahead(Slow, num_env_runners=3)) as algo:
+            groups = groups_of(algo, 2)
+            if is_killed:
+                for actor in list(algo.env_runner_group._worker_manager.actors().values())[:2]:
+                    ray.kill(actor, no_restart=False)
+            groups += groups_of(algo, 3)
+            runs.append(groups)
+    assert runs[0] == runs[1]
+
+
+def test_envs_that_fail_change_nothing() -> None:
+    runs = []
+    for env in (ShortOrLong, Unreliable):
+        with built(ahead(env)) as algo:
+            runs.append(groups_of(algo, 3))
+    assert runs[0] == runs[1]
+
+
+def test_what_sampling_ahead_raises_is_raised_in_its_turn() -> None:
+    config = ahead(Broken).fault_tolerance(max_share_failures=1)
+    config.environment(env_config={"breaks_in_episode": 5})
+    with built(config) as algo, pytest.raises(SamplingError, match="failed 1 times"):
+        for _ in range(20):
+            algo.train()
+
+
+def test_an_interrupted_update_samples_its_group_again() -> None:
+    """Ctrl+C during the update: the group comes again, and then the one that was on its way."""
+
+    class Interrupted(GPGTorchLearner):
+        now = False
+
+        def compute_loss_for_module(self, **kwargs: Any) -> torch.Tensor:
+            if Interrupted.now:
+                Interrupted.now = False
+                raise KeyboardInterrupt
+            return super().compute_loss_for_module(**kwargs)
+
+    with built(ahead(learner_class=Interrupted)) as algo:
+        algo.train()
+        Interrupted.now = True
+        with pytest.raises(KeyboardInterrupt):
+            algo.train()
+        (group,) = groups_of(algo, 1)
+        assert group[1] == {1}
+        assert algo._groups.number == 2
+        algo.train()
+
+
+def test_an_interrupt_while_waiting_loses_nothing() -> None:
+    """A real SIGINT while the driver waits for the group that is sampled ahead."""
+    runs = []
+    for is_interrupted in (False, True):
+        with built(ahead(Slow)) as algo:
+            groups = groups_of(algo, 1)
+            if is_interrupted:
+                threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+                with pytest.raises(KeyboardInterrupt):
+                    algo._groups.wait()
+                    time.sleep(10)
+            runs.append(groups + groups_of(algo, 2))
+    assert runs[0] == runs[1]
+
+
+def test_evaluation_by_the_env_runners_for_training_waits_for_them() -> None:
+    config = ahead().evaluation(evaluation_interval=1, evaluation_duration=4)
+    with built(config) as algo:
+        result = [algo.train() for _ in range(2)][-1]
+    assert result["evaluation"]["env_runners"]["num_episodes"] == 4
+
+
+def test_modules_that_come_and_go_end_what_was_sampled_ahead() -> None:
+    config = ahead(ComingAndGoing).multi_agent(
+        policies={"p", "q"}, policy_mapping_fn=lambda agent, episode, **kwargs: "p"
+    )
+    with built(config) as algo:
+        algo.train()
+        spec = RLModuleSpec.from_module(algo.get_module("p"))
+        algo.add_module(
+            "new", spec, new_agent_to_module_mapping_fn=lambda agent, episode, **kwargs: "new"
+        )
+        # At once, and not an iteration later.
+        assert "new" in algo.train()["learners"]
+        algo.remove_module(
+            "new", new_agent_to_module_mapping_fn=lambda agent, episode, **kwargs: "p"
+        )
+        assert "new" not in algo.train()["learners"]
+
+
+@pytest.mark.slow
+def test_an_iteration_takes_the_longer_of_the_two() -> None:
+    """Sampling and update of the same length: half of the time, less what each iteration costs."""
+
+    class SlowLearner(GPGTorchLearner):
+        def before_gradient_based_update(self, **kwargs: Any) -> None:
+            time.sleep(1.0)
+            super().before_gradient_based_update(**kwargs)
+
+    seconds = []
+    for sample_ahead in (0, 1):
+        config = ahead(Slow, learner_class=SlowLearner, sample_ahead=sample_ahead, group_size=16)
+        with built(config) as algo:
+            algo.train()
+            start = time.monotonic()
+            results = [algo.train() for _ in range(4)]
+            seconds.append((time.monotonic() - start) / 4)
+    waited = np.mean([r["timers"]["env_runner_sampling_timer"] for r in results])
+    assert module_results(results[-1])["group_num_episodes"] == 16
+    assert seconds[1] < 0.8 * seconds[0], (seconds, waited)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sample_ahead": 1}, "needs remote env runners"),
+        ({"sample_ahead": 2}, "must be 0 or 1"),
+        ({"sample_ahead": True}, "must be 0 or 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_config(ShortOrLong, **settings).validate()
