@@ -94,9 +94,10 @@ class GroupSampler:
         """
         ahead = self._ahead
         if ahead is not None and ahead.number == self.number:
-            # An interrupt leaves it where it is.
-            group = ahead.result.result()
+            # An interrupt leaves it where it is; if it failed, it is sampled anew the next time.
+            self.wait()
             self._ahead = None
+            group = ahead.result.result()
         else:
             self._cancel()
             of_next = self._restored or weights
