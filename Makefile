@@ -22,7 +22,7 @@ lint: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-docs: setup  ## The site, in build/site; a warning is an error. To write on it: mkdocs serve.
+docs: setup  ## The site, in build/site; a warning is an error.
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 # The wheel is built from the sdist. Both are installed into an environment that was empty.
@@ -41,7 +41,7 @@ setup: $(VENV)/.installed
 # Installed again when the pins change. The package itself is installed in place, so that remote
 # workers on this machine import it from anywhere.
 $(VENV)/.installed: requirements.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rllib_gpg needs Python 3.11 or later; name one with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "This needs Python 3.11, 3.12 or 3.13; name one with: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet --requirement requirements.txt --editable .
