@@ -3,10 +3,14 @@
 Importing this package registers the trainable "GPG" with Ray Tune.
 """
 
-from ray import tune
+from rllib_gpg.compatibility import warn_of_another_ray
 
-from rllib_gpg.config import GPGConfig
-from rllib_gpg.gpg import GPG
+warn_of_another_ray()  # first: what follows may not even import on another Ray
+
+from ray import tune  # noqa: E402
+
+from rllib_gpg.config import GPGConfig  # noqa: E402
+from rllib_gpg.gpg import GPG  # noqa: E402
 
 __all__ = ["GPG", "GPGConfig"]
 

@@ -56,7 +56,7 @@ _INITIALIZERS: dict[str, Any] = {
 class GPGConfig(AlgorithmConfig):
     """Defines a configuration class from which a GPG Algorithm can be built.
 
-    A PPO script becomes a GPG script by changing the class and deleting the critic's settings::
+    A PPO script becomes a GPG script by changing the class and deleting the critic's settings:
 
         from rllib_gpg import GPGConfig
 
@@ -69,7 +69,7 @@ class GPGConfig(AlgorithmConfig):
         algo = config.build_algo()
         print(algo.train()["learners"]["default_policy"]["group_return_mean"])
 
-    It also works with Ray Tune, by class or - `import rllib_gpg` registers it - by name::
+    It also works with Ray Tune, by class or - `import rllib_gpg` registers it - by name:
 
         from ray import tune
 

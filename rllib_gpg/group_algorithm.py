@@ -315,6 +315,8 @@ class GroupAlgorithm(Algorithm):
     def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Self:
         """Builds an algorithm with the config and the state of a checkpoint.
 
+        Trust it like code: RLlib unpickles it.
+
         Args:
             path: The folder of the checkpoint, or a `ray.tune.Checkpoint`.
             filesystem: The PyArrow filesystem of `path`. Default None: follows from `path`.

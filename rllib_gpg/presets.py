@@ -1,7 +1,7 @@
 """The methods on the road from REINFORCE to GRPO's successors, as settings of one algorithm.
 
 Each is a dict for `GPGConfig.training`, and says all that methods differ in, so that one can follow
-another on the same config::
+another on the same config:
 
     from rllib_gpg import GPGConfig, presets
 

@@ -1,57 +1,85 @@
-"""The code on a page of the docs runs as it is printed there, from its first line to its last."""
+"""The code on the pages runs as it is printed there, and what they say of the code is so."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import ray
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.runtime_env import RuntimeEnv
 
-from rllib_gpg import GPGConfig
+from rllib_gpg import GPG, GPGConfig
+from rllib_gpg.advantages import (
+    BinBaseline,
+    GroupAdvantageEstimation,
+    estimate_advantages,
+    estimate_group,
+)
+from rllib_gpg.advantages.grouping import into_bins
+from rllib_gpg.learning.surrogates import Clip
 from rllib_gpg.validation import CRITIC_SETTINGS
 
-DOCS = Path(__file__).parent.parent / "docs"
-PAGE = DOCS / "from_ppo.md"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+FROM_PPO = DOCS / "from_ppo.md"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+# They take more than a few seconds: many small algorithms, a larger simulator.
+SLOW = {"README.md", "from_ppo.md"}
 
 
-def blocks(language: str, page: Path = PAGE) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The python and text blocks of a page, in their order."""
+    return re.findall(r"^```(python|text)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def rows(heading: str) -> list[list[str]]:
+def pages_with_code() -> list[Any]:
+    return [
+        pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW else [], id=page.name)
+        for page in PAGES
+        if any(language == "python" for language, _ in blocks(page))
+    ]
+
+
+def planned_init(**kwargs: Any) -> None:
+    """In place of `ray.init`, which tests have called already: looks at what it is asked for."""
+    inspect.signature(ray.init).bind(**kwargs)
+    environment = dict(kwargs.get("runtime_env", {}))
+    # Ray uploads the folders of modules first.
+    modules = [Path(module.__file__).parent for module in environment.pop("py_modules", [])]
+    RuntimeEnv(py_modules=[f"{folder}" for folder in modules], **environment)
+
+
+def rows(page: Path, heading: str) -> list[list[str]]:
     """The cells of the table under a heading."""
-    section = PAGE.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    section = page.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("page", pages_with_code())
 @pytest.mark.usefixtures("ray_session")
-def test_the_code_runs_and_prints_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
-    scope = {"__name__": "__main__"}
-    code, promised = blocks("python"), blocks("text")
-    assert code
-    assert promised
-    for block in code:
-        exec(compile(block, str(PAGE), "exec"), scope)
-    printed = capsys.readouterr().out
-    for output in promised:
-        assert output in printed
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_the_code_of_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    page, scope = DOCS / "in_rllib.md", {"__name__": "__main__"}
-    for block in blocks("python", page):
-        exec(compile(block, str(page), "exec"), scope)
-    # Rewards with a bonus; and without rooms, all steps are in the bin of room 0.
-    assert capsys.readouterr().out.splitlines()[-2:] == ["True", "1.0"]
+def test_the_code_runs_and_prints_what_the_page_says(
+    page: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "init", planned_init)
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    printed = ""
+    for language, block in blocks(page):
+        if language == "python":
+            exec(compile(block, str(page), "exec"), scope)
+            printed = capsys.readouterr().out
+        else:
+            assert block in printed
 
 
 def test_defaults_are_those_of_the_configs() -> None:
-    defaults = rows("Settings that keep their names, with other defaults")
+    defaults = rows(FROM_PPO, "Settings that keep their names, with other defaults")
     assert defaults
     for name, of_ppo, of_gpg in defaults:
         setting = name.strip("`")
@@ -60,5 +88,51 @@ def test_defaults_are_those_of_the_configs() -> None:
 
 
 def test_all_settings_of_the_critic_are_named() -> None:
-    named = " ".join(row[0] for row in rows("Settings that go"))
+    named = " ".join(row[0] for row in rows(FROM_PPO, "Settings that go"))
     assert set(re.findall(r"`(\w+)`", named)) >= CRITIC_SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("heading", "functions"),
+    [
+        ("Algorithm 1: the update", [GPG.training_step]),
+        ("Algorithm 2: the advantages", [estimate_group, into_bins, BinBaseline.values]),
+        ("The loss", [Clip.__call__]),
+    ],
+)
+def test_lines_beside_the_algorithms_are_those_of_the_code(
+    heading: str, functions: list[Any]
+) -> None:
+    lines = [line.strip("`") for _, line in rows(DOCS / "how_it_works.md", heading)]
+    sources = [inspect.getsource(function) for function in functions]
+    assert all(any(line in source for source in sources) for line in lines)
+    assert all(any(line in source for line in lines) for source in sources)
+
+
+def test_the_picture_shows_what_the_estimator_gives() -> None:
+    rewards = [np.ones(length) for length in (5, 3, 4, 2)]
+    observations = [np.zeros((len(reward), 1)) for reward in rewards]
+    advantages = estimate_advantages(observations, rewards, gamma=1.0, binning="time")
+    picture = (DOCS / "images" / "group_advantages.svg").read_text()
+    drawn = re.findall(r'<text class="n a"[^>]*>([^<]+)<', picture)
+    assert [float(number.replace("\N{MINUS SIGN}", "-")) for number in drawn] == [
+        *np.concatenate(advantages)
+    ]
+
+
+def test_commands_are_targets_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    for page in PAGES:
+        for command in re.findall(r"(?:^|`)make ([a-z][\w-]*)", page.read_text(), re.MULTILINE):
+            assert command in targets, f"{page.name}: make {command}"
+
+
+def test_metrics_to_look_at_are_logged() -> None:
+    logged = re.findall(r"`(\w+)`", inspect.getdoc(GroupAdvantageEstimation) or "")
+    named = set()
+    for page in (DOCS / "troubleshooting.md", DOCS / "choosing.md"):
+        named |= set(re.findall(r"`((?:group|bins|baseline)_\w+)`", page.read_text()))
+    named -= vars(GPGConfig()).keys()
+    assert "group_singleton_fraction" in named
+    assert named <= set(logged)

@@ -57,7 +57,7 @@ class GroupAdvantageEstimation(ConnectorV2):
 
     `GPGConfig` puts it at the end of the learner pipeline, where PPO has its advantages too. It
     also works alone, in the pipeline of any algorithm that samples whole episodes and has one
-    learner (RLlib slices episodes before the pipeline when there are several)::
+    learner (RLlib slices episodes before the pipeline when there are several):
 
         config.learners(
             learner_connector=lambda obs_space, act_space: GroupAdvantageEstimation(gamma=0.99)

@@ -146,7 +146,7 @@ def estimate_group(
     A = 0.
 
     Baselines that remember are given what they learned from earlier groups, and hand back what to
-    remember::
+    remember:
 
         memory = None
         for observations, rewards in groups:

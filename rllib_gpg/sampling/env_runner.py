@@ -33,7 +33,7 @@ class GroupEnvRunner(ShareSamplingEnvRunner, SingleAgentEnvRunner):
     among its parallel envs and drops the rest, so short episodes are over-represented. This one
     fixes which episodes are *started*, exactly k, and finishes every one of them.
 
-    It also serves other algorithms. For RLlib's PPO, for instance::
+    It also serves other algorithms. For RLlib's PPO, for instance:
 
         config.env_runners(env_runner_cls=GroupEnvRunner, batch_mode="complete_episodes")
 
