@@ -112,6 +112,42 @@ def test_losses_and_gradients_against_a_naive_version(
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+def test_statistics_are_of_steps_however_the_loss_averages_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A constant of 1 makes a loss of sums, not a KL or a share of clipped steps of sums."""
+    learner = small_config(Identity).build_learner(env=Identity())
+    rng = np.random.default_rng(0)
+    logits, old = (torch.tensor(rng.normal(size=(6, 2))) for _ in range(2))
+    actions = torch.tensor(rng.integers(2, size=6))
+    batch = {
+        Columns.ACTION_DIST_INPUTS: old,
+        Columns.ACTION_LOGP: torch.log_softmax(old, 1)[torch.arange(6), actions],
+        Columns.ACTIONS: actions,
+        Columns.ADVANTAGES: torch.tensor(rng.normal(size=6)),
+    }
+    reference = torch.tensor(rng.normal(size=6) - 2.0)
+    monkeypatch.setattr(learner._references, "logp", lambda *_: reference)
+    config = small_config(
+        Identity, use_kl_loss=True, reference_kl_coeff=0.5, entropy_coeff=0.1
+    ).copy()
+    monkeypatch.setattr(learner, "entropy_coeff", lambda _: 0.1)
+    found, losses = [], []
+    for weights in ({}, {LOSS_WEIGHTS: torch.tensor([1.0, 1.0, 1.0, 9.0, 9.0, 9.0])}):
+        loss = learner.compute_loss_for_module(
+            module_id=DEFAULT_MODULE_ID,
+            config=config,
+            batch=batch | weights,
+            fwd_out={Columns.ACTION_DIST_INPUTS: logits},
+        )
+        losses.append(float(loss))
+        found.append(learner._means(learner._loss_stats.pop(DEFAULT_MODULE_ID)))
+    assert losses[0] != losses[1]
+    assert found[0].pop("policy_loss") != found[1].pop("policy_loss")
+    assert set(found[0]) == {"clip_fraction", "entropy", "mean_kl_loss", "reference_kl"}
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
+
+
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_the_batch_knows_its_trajectories(recurrent: bool) -> None:
     """Through the real pipeline, also in padded sequences."""
