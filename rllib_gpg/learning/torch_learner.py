@@ -31,7 +31,12 @@ from torch import Tensor
 from rllib_gpg.learning.pipeline import forget_module, get_pieces_state, set_pieces_state
 from rllib_gpg.learning.reference import References, check_has_reference
 from rllib_gpg.learning.rl_module import ObservationMoments
-from rllib_gpg.learning.surrogates import reference_kl, resolve_surrogate, trajectory_ratio
+from rllib_gpg.learning.surrogates import (
+    reference_kl,
+    resolve_surrogate,
+    step_ratio,
+    trajectory_ratio,
+)
 from rllib_gpg.learning.trajectories import LOSS_WEIGHTS, TRAJECTORIES
 from rllib_gpg.learning.update_loop import UpdateLoop
 from rllib_gpg.seeding import seeded_globally
@@ -326,7 +331,7 @@ class GPGTorchLearner(UpdateLoop):
 def ratios(log_ratio: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """Returns pi(a|s) / pi_old(a|s) of each step, or of its trajectory if the batch knows that."""
     if TRAJECTORIES not in batch:
-        return torch.exp(log_ratio)
+        return step_ratio(log_ratio)
     mask = batch.get(Columns.LOSS_MASK)
     if mask is None:
         return trajectory_ratio(log_ratio, batch[TRAJECTORIES])
