@@ -23,7 +23,7 @@ from rllib_gpg.learning.episode_ends import AddEpisodeEnds
 from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule
 from rllib_gpg.learning.surrogates import Bounds, Surrogate
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
-from rllib_gpg.learning.trajectories import OVER_STEPS, STEP, AddTrajectories
+from rllib_gpg.learning.trajectories import AddTrajectories
 from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
 from rllib_gpg.validation import CRITIC_SETTINGS, check_arguments, check_config, check_keys
 from rllib_gpg.validation.names import is_said
@@ -457,17 +457,6 @@ class GPGConfig(AlgorithmConfig):
         defaults = {k: v for k, v in _INITIALIZERS.items() if k.removesuffix("_kwargs") not in said}
         return given | defaults | said
 
-    @property
-    def _loss_knows_trajectories(self) -> bool:
-        """Whether some module's loss asks which trajectory a step is of."""
-        default = {"ratio_level": STEP, "loss_averaging": OVER_STEPS}
-        everyone = [vars(self), *self.algorithm_config_overrides_per_module.values()]
-        return any(
-            of_one.get(name, value) != value
-            for of_one in everyone
-            for name, value in default.items()
-        )
-
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type[Learner]:
         """Returns `GPGTorchLearner`."""
@@ -491,12 +480,11 @@ class GPGConfig(AlgorithmConfig):
                     module_overrides=self.algorithm_config_overrides_per_module,
                 )
             )
-            if self._loss_knows_trajectories:
-                pipeline.append(
-                    AddTrajectories(
-                        ratio_level=self.ratio_level,
-                        loss_averaging=self.loss_averaging,
-                        module_overrides=self.algorithm_config_overrides_per_module,
-                    )
+            pipeline.append(
+                AddTrajectories(
+                    ratio_level=self.ratio_level,
+                    loss_averaging=self.loss_averaging,
+                    module_overrides=self.algorithm_config_overrides_per_module,
                 )
+            )
         return pipeline

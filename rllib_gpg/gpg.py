@@ -41,7 +41,7 @@ from rllib_gpg.evaluation import (
     warn_if_out_of_reach,
 )
 from rllib_gpg.learning.batch import shuffle_generator
-from rllib_gpg.learning.pipeline import PreparedGroup, prepare_group
+from rllib_gpg.learning.pipeline import PreparedGroup, prepare_group, recurrent_modules
 from rllib_gpg.policy import PolicyInForce
 from rllib_gpg.sampling.group import Group, SamplingError, cut_into_shares, gather
 from rllib_gpg.sampling.messages import Share, Weights
@@ -50,7 +50,7 @@ from rllib_gpg.sampling.standing import Standing
 from rllib_gpg.sampling.starts import NUM_EXTRA_STARTS, StartsOfGroup, starts_of
 from rllib_gpg.seeding import RunSeed
 from rllib_gpg.threads import threads_of_main_process
-from rllib_gpg.validation import check_attributes, check_spaces
+from rllib_gpg.validation import check_attributes, check_overrides, check_spaces
 
 GROUP_ADVANTAGE_ESTIMATION_TIMER = "group_advantage_estimation_timer"
 
@@ -107,7 +107,7 @@ class GPG(Algorithm):
         self._evaluated_weights: Weights
         self._recorder = EpisodeRecorder(self.config)
         super().setup(config)
-        check_spaces(self.config, self.spaces)
+        check_spaces(self.config, self.spaces, recurrent_modules(self.learner_group))
         if self.eval_env_runner_group is None:
             warn_if_out_of_reach(self.config, self.evaluation_config)
 
@@ -431,7 +431,13 @@ class GPG(Algorithm):
     def add_module(
         self, module_id: ModuleID, module_spec: RLModuleSpec, **kwargs: Any
     ) -> MultiRLModuleSpec:
-        """Adds a module; the agents mapped to it are a group from the next iteration on."""
+        """Adds a module; the agents mapped to it are a group from the next iteration on.
+
+        Raises:
+            ValueError: If the module can't have settings that `config_overrides` gives it. Nothing
+                is added then.
+        """
+        check_overrides(self.config, module_id, kwargs.get("config_overrides") or {})
         spec = super().add_module(module_id, module_spec, **kwargs)
         for each_id, each in spec.rl_module_specs.items():
             self.spaces[each_id] = (each.observation_space, each.action_space)

@@ -30,9 +30,9 @@ from rllib_gpg.advantages.inputs import (
     check_values,
     default_names,
 )
-from rllib_gpg.advantages.levels import Level
+from rllib_gpg.advantages.levels import Level, check_level
 from rllib_gpg.advantages.returns import lambda_returns
-from rllib_gpg.advantages.units import normalized
+from rllib_gpg.advantages.units import check_unit, normalized
 
 # How much the unit of advantages of a group counts in that of the next, where groups are too small
 # to have one of their own.
@@ -210,6 +210,8 @@ def estimate_group(
     bootstrap, of_starts = final_observations is not None, starts is not None
     check_uses(baseline, binning, lambda_=lambda_, bootstrap=bootstrap, of_starts=of_starts)
     check_credit(credit, lambda_=lambda_, bootstrap=bootstrap)
+    check_level(second_level, bootstrap=bootstrap)
+    check_unit(normalize)
     names = names or default_names(rewards)
     observations, rewards = as_arrays(observations, rewards, names)
     check_finite(observations, rewards, names)

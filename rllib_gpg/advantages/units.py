@@ -24,6 +24,16 @@ def is_unit(normalize: object) -> bool:
     return isinstance(normalize, bool) or (isinstance(normalize, str) and normalize == BINS)
 
 
+def check_unit(normalize: object) -> None:
+    """Refuses what is no unit.
+
+    Raises:
+        ValueError: Says what is.
+    """
+    if not is_unit(normalize):
+        raise ValueError(f"normalize must be True, False or '{BINS}', got {normalize!r}.")
+
+
 def normalized(
     adv_S: FloatArray, group: BinnedGroup, normalize: bool | str, memory: Any
 ) -> FloatArray:

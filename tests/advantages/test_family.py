@@ -271,6 +271,15 @@ def test_an_outcome_is_remembered_apart_from_returns() -> None:
         ({"credit": "outcome", "baseline": RidgeBaseline(), "lambda_": 0.9}, "credit='returns'"),
         ({"baseline": "optimal"}, "give `scores`"),
         ({"baseline": "none", "lambda_": 0.9}, "don't see the state"),
+        ({"normalize": "bin"}, "True, False or 'bins'"),
+        (
+            {
+                "baseline": RidgeBaseline(),
+                "second_level": Level("time"),
+                "final_observations": [None] * len(some_group(0)[1]),
+            },
+            "doesn't complete",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(settings: dict[str, Any], says: str) -> None:

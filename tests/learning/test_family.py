@@ -11,11 +11,14 @@ import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_gpg import GPG, presets
+from rllib_gpg.advantages import Level
+from rllib_gpg.learning import GPGTRPOTorchLearner
 from rllib_gpg.learning.surrogates import Clip, resolve_surrogate
 from rllib_gpg.learning.trajectories import LOSS_WEIGHTS, TRAJECTORIES, loss_weights
-from tests.envs import Identity, ShortOrLong
+from tests.envs import Identity, MultiIdentity, ShortOrLong
 from tests.helpers import (
     SMALL_NET,
     built,
@@ -168,6 +171,43 @@ def test_the_batch_knows_its_trajectories(recurrent: bool) -> None:
         assert weights[numbers == n].sum() == pytest.approx(sum(lengths) / 8, rel=1e-5), length
 
 
+def test_a_module_that_comes_later_has_a_loss_of_its_own() -> None:
+    config = small_config(MultiIdentity, num_minibatches=1)
+    config.environment(env_config={"num_agents": 2})
+    config.multi_agent(policies={"a"}, policy_mapping_fn=lambda agent, episode: "a")
+
+    def add(algo: Any, **overrides: Any) -> None:
+        algo.add_module(
+            "b",
+            RLModuleSpec.from_module(algo.get_module("a")),
+            config_overrides=overrides,
+            new_agent_to_module_mapping_fn=lambda agent, episode: "ab"[int(agent)],
+        )
+
+    with built(config) as algo:
+        for wrong, says in (
+            ({"loss_averaging": "all"}, r"`loss_averaging` of module 'b'"),
+            ({"num_epochs": 2}, "can't differ from module to module"),
+            ({"los_averaging": "steps"}, "did you mean 'loss_averaging'"),
+        ):
+            with pytest.raises(ValueError, match=says):
+                add(algo, **wrong)
+        add(algo, loss_averaging="trajectories", ratio_level="trajectory")
+        group = whole_group(algo, sample_group(algo))
+        assert {LOSS_WEIGHTS, TRAJECTORIES} <= group["b"].keys()
+        assert not {LOSS_WEIGHTS, TRAJECTORIES} & group["a"].keys()
+        assert np.isfinite(algo.train()["learners"]["b"]["policy_loss"])
+
+
+def test_all_modules_have_one_learner_class() -> None:
+    config = small_config(MultiIdentity).environment(env_config={"num_agents": 2})
+    config.multi_agent(policies={"a", "b"}, policy_mapping_fn=lambda agent, episode: "ab"[agent])
+    of_b = {"learner_class": GPGTRPOTorchLearner}
+    config.rl_module(algorithm_config_overrides_per_module={"b": of_b})
+    with pytest.raises(ValueError, match="learner_class"):
+        config.validate()
+
+
 # A frozen reference.
 
 
@@ -298,11 +338,22 @@ def test_a_preset_takes_back_what_another_has_set() -> None:
         ({"credit": "total"}, "credit must be one of"),
         ({"credit": "outcome", "baseline": "ridge", "lambda_": 0.9}, "`lambda_` < 1"),
         ({"baseline": "none", "baseline_decay": 0.5}, "remembers nothing"),
+        (
+            {"baseline": "ridge", "bootstrap_truncated": True, "second_level": Level("time")},
+            "`second_level`.*doesn't complete",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(training: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         small_config(Identity, **training).validate()
+
+
+@pytest.mark.parametrize("surrogate", ["soft_gate", Clip(dual=3.0)])
+def test_bounds_that_do_nothing_are_warned_of(surrogate: Any) -> None:
+    """A surrogate object has bounds of its own, and a gate has none."""
+    with pytest.warns(UserWarning, match="`clip_param` does nothing with `surrogate="):
+        small_config(Identity, surrogate=surrogate, clip_param=0.3).validate()
 
 
 def test_a_recurrent_module_has_no_reference() -> None:
@@ -316,8 +367,8 @@ def test_a_recurrent_module_has_no_reference() -> None:
 def test_a_recurrent_module_has_no_optimal_constant() -> None:
     config = small_config(Identity, baseline="optimal", group_size=2)
     config.rl_module(model_config={**SMALL_NET, "use_lstm": True, "max_seq_len": 8})
-    with built(config) as algo, pytest.raises(ValueError, match="isn't recurrent"):
-        algo.train()
+    with pytest.raises(ValueError, match=r"recurrent.*baseline='bins' or 'ridge'"):
+        config.build_algo()
 
 
 def test_the_optimal_constant_takes_the_policys_own_gradients() -> None:
