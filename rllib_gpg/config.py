@@ -241,8 +241,8 @@ class GPGConfig(AlgorithmConfig):
                 usual with "ridge"; refused with a baseline that doesn't see the state. Default 1.
             credit: What each step is credited with: "returns" (default), the rewards from it on;
                 "outcome", the sum of all rewards of its trajectory (outcome supervision); or
-                "process", returns of rewards that are normalised over the group (process
-                supervision).
+                "process", returns of rewards that are normalised over the group, or over the
+                episodes of their start (process supervision; with gamma 1 that of GRPO).
             second_level: A second comparison whose advantages are added, such as
                 `rllib_gpg.advantages.Level("state")` (GiGPO). Default None.
             baseline_decay: The weight of each group relative to the next one in what the baseline
