@@ -272,7 +272,7 @@ class GPGConfig(AlgorithmConfig):
                 sampled actions. 0.01 to 0.1 are usual; refused for recurrent modules. Default 0:
                 there is no reference.
             reference: The checkpoint, of an algorithm or of a module, that the reference policy is
-                from. Default None: the policy that the run begins with.
+                from: an absolute path or a URI. Default None: the policy that the run begins with.
             reference_refresh: The reference becomes the policy after every so many updates.
                 Default None: never.
             entropy_coeff: The weight of the entropy bonus, a float or a schedule

@@ -21,6 +21,7 @@ from rllib_gpg.learning.trajectories import LOSS_WEIGHTS, TRAJECTORIES, loss_wei
 from tests.envs import Identity, MultiIdentity, ShortOrLong
 from tests.helpers import (
     SMALL_NET,
+    LinearPolicy,
     built,
     each_learner,
     module_results,
@@ -289,6 +290,19 @@ def test_the_reference_may_be_that_of_a_checkpoint(tmp_path: Path) -> None:
             wrong.build_algo()
 
 
+def test_a_reference_that_does_not_fit_a_users_own_module_is_refused(tmp_path: Path) -> None:
+    """PyTorch says so with an error of its own."""
+
+    def config_for(env: Any, **training: Any) -> Any:
+        spec = RLModuleSpec(module_class=LinearPolicy)
+        return small_config(env, **training).rl_module(rl_module_spec=spec, model_config={})
+
+    with built(config_for(Identity)) as algo:
+        checkpoint = str(algo.save_to_path(tmp_path))
+    with pytest.raises(ValueError, match="is no checkpoint with a policy that fits"):
+        config_for(ShortOrLong, reference_kl_coeff=0.1, reference=checkpoint).build_algo()
+
+
 # The presets.
 
 
@@ -331,6 +345,7 @@ def test_a_preset_takes_back_what_another_has_set() -> None:
         ({"loss_averaging": "all"}, "'steps', 'trajectories' or a number > 0"),
         ({"loss_averaging": 0.0}, "'steps', 'trajectories' or a number > 0"),
         ({"reference_kl_coeff": -0.1}, "`reference_kl_coeff` must be a number >= 0"),
+        ({"reference": "runs/best", "reference_kl_coeff": 0.1}, r"did you mean '/.*runs/best'"),
         ({"reference_refresh": 0}, "`reference_refresh` must be an integer >= 1"),
         ({"normalize_advantages": "bin"}, "True, False or 'bins'"),
         ({"normalize_advantages": 1}, "True, False or 'bins'"),
