@@ -20,6 +20,9 @@ of the variance of returns: how much of it `baseline`, `bins`, or a `critic` exp
 # What is written down of a config; each algorithm has some of it.
 SETTINGS = (
     "group_size",
+    "episodes_per_start",
+    "max_extra_starts",
+    "learner_class",
     "binning",
     "batch_mode",
     "rollout_fragment_length",

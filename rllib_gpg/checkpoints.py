@@ -35,11 +35,7 @@ def check_checkpoint(
     """
     folder = str(path)
     if filesystem is None:
-        if "://" not in folder and not pathlib.Path(folder).is_absolute():
-            raise ValueError(
-                f"The path of a checkpoint must be absolute or a URI: {folder!r} isn't; did you "
-                f"mean {str(pathlib.Path(folder).absolute())!r}?"
-            )
+        check_absolute(folder)
         filesystem, folder = pyarrow.fs.FileSystem.from_uri(folder)
     if filesystem.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
         raise FileNotFoundError(f"There is no checkpoint at {path}: not a folder.")
@@ -65,6 +61,19 @@ def check_checkpoint(
                 _read_through(file, stream)
             except ValueError as error:
                 raise _not_whole(file, str(error)) from error
+
+
+def check_absolute(path: str) -> None:
+    """Refuses the path of a checkpoint that means something else in another process.
+
+    Raises:
+        ValueError: With the path that was probably meant.
+    """
+    if "://" not in path and not pathlib.Path(path).is_absolute():
+        raise ValueError(
+            f"The path of a checkpoint must be absolute or a URI: {path!r} isn't; did you mean "
+            f"{str(pathlib.Path(path).absolute())!r}?"
+        )
 
 
 def _read_through(file: pathlib.PurePath, stream: IO[bytes]) -> None:

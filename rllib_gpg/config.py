@@ -23,7 +23,7 @@ from rllib_gpg.learning.episode_ends import AddEpisodeEnds
 from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule
 from rllib_gpg.learning.surrogates import Bounds, Surrogate
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
-from rllib_gpg.learning.trajectories import OVER_STEPS, STEP, AddTrajectories
+from rllib_gpg.learning.trajectories import AddTrajectories
 from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
 from rllib_gpg.validation import CRITIC_SETTINGS, check_arguments, check_config, check_keys
 from rllib_gpg.validation.names import is_said
@@ -246,8 +246,8 @@ class GPGConfig(AlgorithmConfig):
                 usual with "ridge"; refused with a baseline that doesn't see the state. Default 1.
             credit: What each step is credited with: "returns" (default), the rewards from it on;
                 "outcome", the sum of all rewards of its trajectory (outcome supervision); or
-                "process", returns of rewards that are normalised over the group (process
-                supervision).
+                "process", returns of rewards that are normalised over the group, or over the
+                episodes of their start (process supervision; with gamma 1 that of GRPO).
             second_level: A second comparison whose advantages are added, such as
                 `rllib_gpg.advantages.Level("state")` (GiGPO). Default None.
             baseline_decay: The weight of each group relative to the next one in what the baseline
@@ -277,7 +277,7 @@ class GPGConfig(AlgorithmConfig):
                 sampled actions. 0.01 to 0.1 are usual; refused for recurrent modules. Default 0:
                 there is no reference.
             reference: The checkpoint, of an algorithm or of a module, that the reference policy is
-                from. Default None: the policy that the run begins with.
+                from: an absolute path or a URI. Default None: the policy that the run begins with.
             reference_refresh: The reference becomes the policy after every so many updates.
                 Default None: never.
             sample_ahead: How many groups are sampled ahead: with 1, the next one while the policy
@@ -468,17 +468,6 @@ class GPGConfig(AlgorithmConfig):
         defaults = {k: v for k, v in _INITIALIZERS.items() if k.removesuffix("_kwargs") not in said}
         return given | defaults | said
 
-    @property
-    def _loss_knows_trajectories(self) -> bool:
-        """Whether some module's loss asks which trajectory a step is of."""
-        default = {"ratio_level": STEP, "loss_averaging": OVER_STEPS}
-        everyone = [vars(self), *self.algorithm_config_overrides_per_module.values()]
-        return any(
-            of_one.get(name, value) != value
-            for of_one in everyone
-            for name, value in default.items()
-        )
-
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type[Learner]:
         """Returns `GPGTorchLearner`."""
@@ -502,12 +491,11 @@ class GPGConfig(AlgorithmConfig):
                     module_overrides=self.algorithm_config_overrides_per_module,
                 )
             )
-            if self._loss_knows_trajectories:
-                pipeline.append(
-                    AddTrajectories(
-                        ratio_level=self.ratio_level,
-                        loss_averaging=self.loss_averaging,
-                        module_overrides=self.algorithm_config_overrides_per_module,
-                    )
+            pipeline.append(
+                AddTrajectories(
+                    ratio_level=self.ratio_level,
+                    loss_averaging=self.loss_averaging,
+                    module_overrides=self.algorithm_config_overrides_per_module,
                 )
+            )
         return pipeline

@@ -33,6 +33,7 @@ from rllib_gpg.evaluation import (
     refuse_if_out_of_reach,
     warn_if_out_of_reach,
 )
+from rllib_gpg.learning.pipeline import recurrent_modules
 from rllib_gpg.policy import PolicyInForce
 from rllib_gpg.sampling.group import SamplingError, gather
 from rllib_gpg.sampling.group_sampler import GroupSampler
@@ -42,7 +43,7 @@ from rllib_gpg.sampling.standing import Standing
 from rllib_gpg.sampling.starts import NUM_EXTRA_STARTS
 from rllib_gpg.seeding import RunSeed
 from rllib_gpg.threads import threads_of_main_process
-from rllib_gpg.validation import check_spaces
+from rllib_gpg.validation import check_overrides, check_spaces
 
 _RUN_SEED = "run_seed"
 _NUM_GROUPS = "num_groups"
@@ -80,7 +81,7 @@ class GroupAlgorithm(Algorithm):
         self._evaluated_weights: Weights
         self._recorder = EpisodeRecorder(self.config)
         super().setup(config)
-        check_spaces(self.config, self.spaces)
+        check_spaces(self.config, self.spaces, recurrent_modules(self.learner_group))
         if self.eval_env_runner_group is None:
             warn_if_out_of_reach(self.config, self.evaluation_config)
 
@@ -333,7 +334,13 @@ class GroupAlgorithm(Algorithm):
     def add_module(
         self, module_id: ModuleID, module_spec: RLModuleSpec, **kwargs: Any
     ) -> MultiRLModuleSpec:
-        """Adds a module; the agents mapped to it are a group from the next iteration on."""
+        """Adds a module; the agents mapped to it are a group from the next iteration on.
+
+        Raises:
+            ValueError: If the module can't have settings that `config_overrides` gives it. Nothing
+                is added then.
+        """
+        check_overrides(self.config, module_id, kwargs.get("config_overrides") or {})
         self._groups.drop()
         spec = super().add_module(module_id, module_spec, **kwargs)
         for each_id, each in spec.rl_module_specs.items():

@@ -67,7 +67,7 @@ GRPO: Final[Preset] = {
     "reference_kl_coeff": 0.04,
 }
 
-# The same, process supervision.
+# The same, process supervision: with gamma 1, to the letter.
 GRPO_PROCESS: Final[Preset] = {
     **GRPO,
     "credit": "process",

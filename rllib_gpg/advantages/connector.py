@@ -27,8 +27,9 @@ from rllib_gpg.advantages.binning import BinningFunction, resolve_binning
 from rllib_gpg.advantages.credit import check_credit
 from rllib_gpg.advantages.estimator import GroupEstimate, estimate_group
 from rllib_gpg.advantages.grouping import ScoreFunction
-from rllib_gpg.advantages.levels import Level
+from rllib_gpg.advantages.levels import Level, check_level
 from rllib_gpg.advantages.returns import are_equal
+from rllib_gpg.advantages.units import check_unit
 from rllib_gpg.learning.columns import as_column, is_step
 from rllib_gpg.learning.scores import score_products
 
@@ -237,7 +238,9 @@ class GroupAdvantageEstimation(ConnectorV2):
         binning = resolve_binning(settings["binning"])
         check_uses(baseline, binning, lambda_=settings["lambda_"], bootstrap=bootstrap)
         check_credit(settings["credit"], lambda_=settings["lambda_"], bootstrap=bootstrap)
+        check_level(settings["second_level"], bootstrap=bootstrap)
         normalize = settings.pop("normalize_advantages")
+        check_unit(normalize)
         return {**settings, "baseline": baseline, "normalize": normalize}, bootstrap
 
     def _add_items(

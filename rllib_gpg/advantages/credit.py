@@ -1,12 +1,13 @@
 """What a step is credited with: what came after it, or what its whole trajectory got.
 
-Axes: S = steps of the group, trajectory after trajectory; N = trajectories.
+Axes: S = steps of the group, trajectory after trajectory; N = trajectories; M = starts.
 """
 
 import difflib
 
 import numpy as np
 
+from rllib_gpg.advantages.binning import IntArray
 from rllib_gpg.advantages.inputs import FloatArray
 from rllib_gpg.advantages.returns import returns_to_go
 
@@ -37,16 +38,25 @@ def check_credit(credit: str, *, lambda_: float = 1.0, bootstrap: bool = False) 
         )
 
 
-def credited_rewards(reward_S: FloatArray, credit: str) -> FloatArray:
-    """The rewards that are summed: with "process", in units of the group's.
+def credited_rewards(reward_S: FloatArray, credit: str, start_S: IntArray) -> FloatArray:
+    """The rewards that are summed: with "process", in units of those that they are compared with.
 
     Process supervision (Shao et al., 2024, section 4.1.3) normalises step rewards over the group,
-    and sums them from each step on.
+    the answers to one prompt, and sums them from each step on.
+
+    Args:
+        reward_S: The rewards.
+        credit: One of `CREDITS`.
+        start_S: The number of the start of each step's trajectory, from 0: rewards of different
+            starts aren't compared.
     """
     if credit != PROCESS:
         return reward_S
-    # r~ = (r - mean r) / std r, over all steps of the group
-    return (reward_S - reward_S.mean()) / max(reward_S.std(), _MIN_STD)
+    # r~ = (r - mean r) / std r, over all steps of the trajectories of a start
+    count_M = np.bincount(start_S)
+    deviation_S = reward_S - (np.bincount(start_S, reward_S) / count_M)[start_S]
+    std_M = np.sqrt(np.bincount(start_S, np.square(deviation_S)) / count_M)
+    return deviation_S / np.maximum(std_M, _MIN_STD)[start_S]
 
 
 def credited_returns(

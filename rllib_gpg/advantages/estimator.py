@@ -19,7 +19,7 @@ from rllib_gpg.advantages.baselines import Baseline, Valuation, resolve_baseline
 from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import BinningFunction, name_of, resolve_binning
 from rllib_gpg.advantages.credit import RETURNS, check_credit, credited_returns, credited_rewards
-from rllib_gpg.advantages.grouping import ScoreFunction, into_bins
+from rllib_gpg.advantages.grouping import ScoreFunction, into_bins, numbered
 from rllib_gpg.advantages.inputs import (
     FloatArray,
     as_arrays,
@@ -30,9 +30,9 @@ from rllib_gpg.advantages.inputs import (
     check_values,
     default_names,
 )
-from rllib_gpg.advantages.levels import Level
+from rllib_gpg.advantages.levels import Level, check_level
 from rllib_gpg.advantages.returns import lambda_returns
-from rllib_gpg.advantages.units import normalized
+from rllib_gpg.advantages.units import check_unit, normalized
 
 # How much the unit of advantages of a group counts in that of the next, where groups are too small
 # to have one of their own.
@@ -190,9 +190,9 @@ def estimate_group(
             of its own.
         scores: The policy's gradients, for "optimal": see `BinnedGroup`.
         starts: N labels of the starts that trajectories have, where several share one: those of
-            different starts share no bin then, as answers to different prompts don't in GRPO. What
-            is remembered of bins means nothing in the next group. Default None: a bin holds
-            trajectories of all starts.
+            different starts share no bin then, as answers to different prompts don't in GRPO, and
+            "process" doesn't compare their rewards. What is remembered of bins means nothing in
+            the next group. Default None: a bin holds trajectories of all starts.
         names: N words for the trajectories, for errors; "trajectory 3" by default.
 
     Returns:
@@ -210,6 +210,8 @@ def estimate_group(
     bootstrap, of_starts = final_observations is not None, starts is not None
     check_uses(baseline, binning, lambda_=lambda_, bootstrap=bootstrap, of_starts=of_starts)
     check_credit(credit, lambda_=lambda_, bootstrap=bootstrap)
+    check_level(second_level, bootstrap=bootstrap)
+    check_unit(normalize)
     names = names or default_names(rewards)
     observations, rewards = as_arrays(observations, rewards, names)
     check_finite(observations, rewards, names)
@@ -234,7 +236,8 @@ def estimate_group(
         starts,
         scores,
     )
-    reward_S = credited_rewards(np.concatenate(rewards), credit)
+    start_S = np.repeat(numbered(starts or [0] * len(lengths_N)), lengths_N)
+    reward_S = credited_rewards(np.concatenate(rewards), credit, start_S)
     if final_observations is not None:
         # r[n,T-1] += gamma v(s[n,T]), where a time limit cut trajectory n
         final_N = baseline.final_values(group, earlier["baseline"])

@@ -194,7 +194,7 @@ def into_bins(
     # k[n,t] = f(s[n,t], t), or (start of n, f(s[n,t], t))
     key_SK = bin_keys(binning, observations, lengths_N, start_N, names)
     if starts is not None:
-        key_SK = np.column_stack([np.repeat(_numbers(starts), lengths_N), key_SK])
+        key_SK = np.column_stack([np.repeat(numbered(starts), lengths_N), key_SK])
     # first[n,t] = no t' < t in trajectory n has the same key
     trajectory_S = np.repeat(np.arange(len(lengths_N)), lengths_N)
     bin_S, entry_S = first_visits(key_codes(key_SK), trajectory_S)
@@ -210,7 +210,7 @@ def into_bins(
         bins=bin_S,
         entries=entry_S,
         names=names,
-        episodes=None if episodes is None or _all_differ(episodes) else _numbers(episodes),
+        episodes=None if episodes is None or _all_differ(episodes) else numbered(episodes),
         scores=scores,
     )
 
@@ -219,7 +219,7 @@ def _all_differ(labels: Sequence[Hashable]) -> bool:
     return len(set(labels)) == len(labels)
 
 
-def _numbers(labels: Sequence[Hashable]) -> IntArray:
+def numbered(labels: Sequence[Hashable]) -> IntArray:
     """Numbers for labels, from 0, equal where these are."""
     numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
     return np.array([numbers[label] for label in labels])

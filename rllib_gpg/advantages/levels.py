@@ -7,12 +7,12 @@ import numpy as np
 
 from rllib_gpg.advantages.binning import BinningFunction, resolve_binning
 from rllib_gpg.advantages.credit import check_credit
-from rllib_gpg.advantages.units import is_unit
+from rllib_gpg.advantages.units import check_unit
 
 
 @dataclass(frozen=True)
 class Level:
-    """A second comparison of the same group, with plain bins.
+    """A second comparison of the same group, with plain bins of returns that stop at a cut.
 
     GiGPO (Feng et al., 2025) compares whole trajectories first, and then what follows the same
     state in different trajectories: `credit="outcome"`, universal bins and `Level("state")`.
@@ -38,8 +38,25 @@ class Level:
         """Refuses what can't be meant."""
         resolve_binning(self.binning)
         check_credit(self.credit)
-        if not is_unit(self.normalize):
-            raise ValueError(f"normalize must be True, False or 'bins', got {self.normalize!r}.")
+        check_unit(self.normalize)
         is_number = isinstance(self.weight, Real) and not isinstance(self.weight, bool)
         if not is_number or not np.isfinite(self.weight) or self.weight < 0.0:
             raise ValueError(f"weight must be a number >= 0, got {self.weight!r}.")
+
+
+def check_level(level: object, *, bootstrap: bool = False) -> None:
+    """Refuses what is no second level, and one that would compare other returns than the first.
+
+    Raises:
+        TypeError: If it is neither a level nor None.
+        ValueError: If the returns of truncated trajectories are to be completed.
+    """
+    if level is None:
+        return
+    if not isinstance(level, Level):
+        raise TypeError(f"it must be a rllib_gpg.advantages.Level or None, got {level!r}.")
+    if bootstrap:
+        raise ValueError(
+            "a second level compares returns that stop at a cut, which `bootstrap_truncated` "
+            "doesn't complete for it: leave one of the two out."
+        )

@@ -14,14 +14,24 @@ BINS = "bins"
 
 # Below this standard deviation advantages are rounding errors: as in RLlib's PPO.
 _MIN_STD = 1e-4
-# A bin's spread counts as at least this share of that of all bins: two entries may be close by
-# chance, and a later visit of the same bin far off.
+# A bin's spread counts as at least this share of that of all steps: entries may be close by chance,
+# and a later visit of the same bin far off.
 _FLOOR = 0.1
 
 
 def is_unit(normalize: object) -> bool:
     """Whether it is True, False or "bins"; 1 and 0 are likely to mean something else."""
     return isinstance(normalize, bool) or (isinstance(normalize, str) and normalize == BINS)
+
+
+def check_unit(normalize: object) -> None:
+    """Refuses what is no unit.
+
+    Raises:
+        ValueError: Says what is.
+    """
+    if not is_unit(normalize):
+        raise ValueError(f"normalize must be True, False or '{BINS}', got {normalize!r}.")
 
 
 def normalized(
@@ -52,11 +62,7 @@ def _spread_of_bins(adv_S: FloatArray, group: BinnedGroup) -> FloatArray:
     entry_F, bin_F = adv_S[group.first_visits], group.first_visit_bins
     # std_B^2 = mean of (A - mean A)^2 over the entries of a bin
     deviation_F = entry_F - (np.bincount(bin_F, entry_F) / group.counts)[bin_F]
-    square_B = np.bincount(bin_F, np.square(deviation_F))
-    pooled = np.sqrt(square_B.sum() / len(entry_F))
-    if pooled < _MIN_STD:
-        # No bin has a spread: what differs are later visits of the same bins.
-        return np.full_like(adv_S, max(adv_S.std(), _MIN_STD))
+    std_B = np.sqrt(np.bincount(bin_F, np.square(deviation_F)) / group.counts)
+    typical = max(float(adv_S.std()), _MIN_STD)
     # A bin of one entry has none of its own.
-    std_B = np.where(group.counts == 1, pooled, np.sqrt(square_B / group.counts))
-    return np.maximum(std_B, max(_FLOOR * pooled, _MIN_STD))[group.bins]
+    return np.where(group.counts == 1, typical, np.maximum(std_B, _FLOOR * typical))[group.bins]

@@ -96,6 +96,16 @@ def prepare_group(
     return prepared
 
 
+def recurrent_modules(learner_group: LearnerGroup) -> set[ModuleID]:
+    """Asks the first learner which modules are recurrent."""
+    (result,) = learner_group.foreach_learner(
+        lambda learner: {mid for mid, m in learner.module.items() if m.unwrapped().is_stateful()},
+        remote_actor_ids=[0],
+    )
+    found: set[ModuleID] = result.get()
+    return found
+
+
 def run_pipeline(
     learner: Learner,
     episodes: list[EpisodeType],

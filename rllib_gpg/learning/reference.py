@@ -102,7 +102,8 @@ def _load(reference: TorchRLModule, path: str, module_id: ModuleID) -> None:
         try:
             reference.restore_from_path(folder)
             return
-        except (FileNotFoundError, ValueError, KeyError) as error:
+        # PyTorch's own for weights of another shape is a RuntimeError.
+        except (FileNotFoundError, ValueError, KeyError, RuntimeError) as error:
             found = found or error
     raise ValueError(
         f"`reference`={path!r} is no checkpoint with a policy that fits module {module_id!r}: "

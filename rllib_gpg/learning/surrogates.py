@@ -22,6 +22,9 @@ from torch import Tensor
 
 Bounds = float | tuple[float, float]
 
+# Further out, exp leaves single precision: 0 has no logarithm, and infinity no gradient.
+_MAX_LOG_RATIO = 80.0
+
 
 class Surrogate:
     """Base of all surrogates: settings, and a function."""
@@ -204,6 +207,15 @@ def resolve_surrogate(surrogate: str | Surrogate, clip_param: Bounds = 0.2) -> S
     return Clip(low, high) if surrogate == "clip" else ClippedWeight(low, high)
 
 
+def step_ratio(log_ratio: Tensor) -> Tensor:
+    """Returns pi(a|s) / pi_old(a|s), or a number as good where it is out of all bounds.
+
+    Args:
+        log_ratio: log pi(a|s) - log pi_old(a|s), or a mean of such.
+    """
+    return torch.exp(log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+
+
 def trajectory_ratio(log_ratio: Tensor, trajectory: Tensor) -> Tensor:
     """Returns each trajectory's ratio to the power of 1 / its length, at all of its steps (GSPO).
 
@@ -217,7 +229,7 @@ def trajectory_ratio(log_ratio: Tensor, trajectory: Tensor) -> Tensor:
     zeros = log_ratio.new_zeros(int(trajectory.max()) + 1)
     sums = zeros.index_add(0, trajectory, log_ratio)
     counts = zeros.index_add(0, trajectory, torch.ones_like(log_ratio))
-    return torch.exp(sums / counts.clamp(min=1.0))[trajectory]
+    return step_ratio(sums / counts.clamp(min=1.0))[trajectory]
 
 
 def reference_kl(log_x: Tensor) -> Tensor:

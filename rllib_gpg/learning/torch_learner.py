@@ -31,7 +31,12 @@ from torch import Tensor
 from rllib_gpg.learning.pipeline import forget_module, get_pieces_state, set_pieces_state
 from rllib_gpg.learning.reference import References, check_has_reference
 from rllib_gpg.learning.rl_module import ObservationMoments
-from rllib_gpg.learning.surrogates import reference_kl, resolve_surrogate, trajectory_ratio
+from rllib_gpg.learning.surrogates import (
+    reference_kl,
+    resolve_surrogate,
+    step_ratio,
+    trajectory_ratio,
+)
 from rllib_gpg.learning.trajectories import LOSS_WEIGHTS, TRAJECTORIES
 from rllib_gpg.learning.update_loop import UpdateLoop
 from rllib_gpg.seeding import seeded_globally
@@ -57,8 +62,8 @@ class GPGTorchLearner(UpdateLoop):
     subclass and override `compute_loss_for_module`.
 
     Loss statistics are logged once per update, as their mean over the last epoch, so over every
-    step of the group: `policy_loss`, `entropy`, `mean_kl_loss` (0 without `use_kl_loss`),
-    `clip_fraction`, and with a reference `reference_kl`.
+    step of the group: `entropy`, `mean_kl_loss` (0 without `use_kl_loss`), `clip_fraction`, with a
+    reference `reference_kl`, and `policy_loss`, in which alone steps are as heavy as in the loss.
 
     With several learners, a minibatch is what all of them take at a time: losses, statistics and
     what follows from these (the KL coefficient) are means over its steps on all learners.
@@ -115,28 +120,28 @@ class GPGTorchLearner(UpdateLoop):
         logp = new.logp(batch[Columns.ACTIONS])
         ratio = ratios(logp - batch[Columns.ACTION_LOGP], batch)
         surrogate = resolve_surrogate(config.surrogate, config.clip_param)
-        policy_loss = -mean(surrogate(ratio, batch[Columns.ADVANTAGES]))
-        loss = policy_loss
-        stats = {POLICY_LOSS_KEY: policy_loss}
+        policy_loss = -mean(weighed(surrogate(ratio, batch[Columns.ADVANTAGES]), batch))
+        loss, of_steps = policy_loss, {}
         if entropy_coeff := self.entropy_coeff(module_id):
-            stats[ENTROPY_KEY] = mean(new.entropy())
-            loss = loss - entropy_coeff * stats[ENTROPY_KEY]
+            of_steps[ENTROPY_KEY] = new.entropy()
+            loss = loss - entropy_coeff * mean(weighed(of_steps[ENTROPY_KEY], batch))
         if config.use_kl_loss:
             old = module.get_exploration_action_dist_cls().from_logits(
                 batch[Columns.ACTION_DIST_INPUTS]
             )
-            stats[LEARNER_RESULTS_KL_KEY] = mean(old.kl(new))
-            loss = loss + self.kl_coeff(module_id) * stats[LEARNER_RESULTS_KL_KEY]
+            of_steps[LEARNER_RESULTS_KL_KEY] = kl = old.kl(new)
+            loss = loss + self.kl_coeff(module_id) * mean(weighed(kl, batch))
         if config.reference_kl_coeff > 0.0:
             reference_logp = self._references.logp(module_id, module, batch)
-            stats[REFERENCE_KL_KEY] = mean(reference_kl(reference_logp - logp))
-            loss = loss + config.reference_kl_coeff * stats[REFERENCE_KL_KEY]
+            of_steps[REFERENCE_KL_KEY] = kl = reference_kl(reference_logp - logp)
+            loss = loss + config.reference_kl_coeff * mean(weighed(kl, batch))
         if self.in_last_epoch:
             with torch.no_grad():
-                stats[CLIP_FRACTION_KEY] = mean(surrogate.is_clipped(ratio))
-                if ENTROPY_KEY not in stats:
-                    stats[ENTROPY_KEY] = mean(new.entropy())
-            self._loss_stats[module_id].append(stats)
+                of_steps[CLIP_FRACTION_KEY] = surrogate.is_clipped(ratio)
+                if ENTROPY_KEY not in of_steps:
+                    of_steps[ENTROPY_KEY] = new.entropy()
+                stats = {name: mean(per_step) for name, per_step in of_steps.items()}
+            self._loss_stats[module_id].append({POLICY_LOSS_KEY: policy_loss, **stats})
         return loss
 
     @override(TorchLearner)
@@ -255,7 +260,7 @@ class GPGTorchLearner(UpdateLoop):
         return dict(zip(rows[0], means, strict=True))
 
     def _mean_over_steps(self, batch: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-        """Returns the mean over the steps of a minibatch, weighted for the mean over learners.
+        """Returns the mean over the steps of a minibatch, to be averaged over learners.
 
         All learners must call this; with what comes of it there is nothing to wait for.
         """
@@ -271,8 +276,6 @@ class GPGTorchLearner(UpdateLoop):
             weight = num_steps / self._mean_over_learners(num_steps)
 
         def mean(per_step: Tensor) -> Tensor:
-            if LOSS_WEIGHTS in batch:
-                per_step = per_step * batch[LOSS_WEIGHTS]
             mean = (per_step if mask is None else per_step[mask]).mean()
             return mean if self.config.num_learners <= 1 else weight * mean
 
@@ -328,10 +331,15 @@ class GPGTorchLearner(UpdateLoop):
 def ratios(log_ratio: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """Returns pi(a|s) / pi_old(a|s) of each step, or of its trajectory if the batch knows that."""
     if TRAJECTORIES not in batch:
-        return torch.exp(log_ratio)
+        return step_ratio(log_ratio)
     mask = batch.get(Columns.LOSS_MASK)
     if mask is None:
         return trajectory_ratio(log_ratio, batch[TRAJECTORIES])
     ratio = torch.ones_like(log_ratio)
     ratio[mask] = trajectory_ratio(log_ratio[mask], batch[TRAJECTORIES][mask])
     return ratio
+
+
+def weighed(per_step: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Returns what each step adds to the loss, as heavy as `loss_averaging` makes it."""
+    return per_step * batch[LOSS_WEIGHTS] if LOSS_WEIGHTS in batch else per_step

@@ -53,7 +53,7 @@ class AddTrajectories(ConnectorV2):
             lengths[episode.module_id or DEFAULT_MODULE_ID].append(len(episode))
         for module_id, of_module in lengths.items():
             settings = {**self._settings, **self._module_overrides.get(module_id, {})}
-            columns, length_N = batch[module_id], np.array(of_module)
+            columns, length_N = batch.get(module_id), np.array(of_module)
             if settings["ratio_level"] == TRAJECTORY:
                 number_S = np.repeat(np.arange(len(length_N)), length_N)
                 columns[TRAJECTORIES] = as_column([number_S], columns, np.int64)

@@ -28,7 +28,7 @@ from rllib_gpg.learning.natural_gradient import (
     hessian_product,
     line_search,
 )
-from rllib_gpg.learning.torch_learner import GPGTorchLearner, ratios
+from rllib_gpg.learning.torch_learner import GPGTorchLearner, ratios, weighed
 
 logger = logging.getLogger("ray.rllib")
 
@@ -40,10 +40,11 @@ class GPGTRPOTorchLearner(GPGTorchLearner):
     """Moves the policy with one step of TRPO per group, on batches with an advantages column.
 
     The loss is `-mean(ratio * A) - entropy_coeff * mean(entropy)` over the steps of the whole
-    group, unclipped: what keeps the policy near the old one is `mean(KL(old, new)) <= max_kl`. To
-    change the loss, subclass and override `compute_loss_for_module`, which is called once per
-    trial of the line search as well. To keep parameters as they are, override `get_parameters`
-    or freeze them (`requires_grad_(False)`).
+    group, each as heavy as `loss_averaging` says, and unclipped: what keeps the policy near the old
+    one is `mean(KL(old, new)) <= max_kl`, where all steps count the same. To change the loss,
+    subclass and override `compute_loss_for_module`, which is called once per trial of the line
+    search as well. To keep parameters as they are, override `get_parameters` or freeze them
+    (`requires_grad_(False)`).
 
     It needs the group as one minibatch, once: `num_epochs=1` and `num_minibatches=1`. There is no
     optimizer, and so no learning rate. A recurrent module on a GPU goes without cuDNN, which can't
@@ -74,16 +75,18 @@ class GPGTRPOTorchLearner(GPGTorchLearner):
     ) -> Tensor:
         """Computes the loss of the group: the surrogate and the entropy term, negated."""
         policy_loss, entropy = self._policy_loss_and_entropy(module_id, batch, fwd_out)
-        return policy_loss - self.entropy_coeff(module_id) * entropy
+        mean = self._mean_over_steps(batch)
+        return policy_loss - self.entropy_coeff(module_id) * mean(weighed(entropy, batch))
 
     def _policy_loss_and_entropy(
         self, module_id: ModuleID, batch: dict[str, Any], fwd_out: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
+        """Returns the loss without its entropy term, and the entropy of each step."""
         mean = self._mean_over_steps(batch)
         new = self._distribution(module_id, fwd_out[Columns.ACTION_DIST_INPUTS])
         # ratio = pi(a|s) / pi_old(a|s)
         ratio = ratios(new.logp(batch[Columns.ACTIONS]) - batch[Columns.ACTION_LOGP], batch)
-        return -mean(ratio * batch[Columns.ADVANTAGES]), mean(new.entropy())
+        return -mean(weighed(ratio * batch[Columns.ADVANTAGES], batch)), new.entropy()
 
     @override(TorchLearner)
     def _uncompiled_update(self, batch: dict[ModuleID, Any], **kwargs: Any) -> tuple[Any, Any, Any]:
@@ -137,7 +140,7 @@ class GPGTRPOTorchLearner(GPGTorchLearner):
             policy_loss, entropy = self._policy_loss_and_entropy(module_id, batch, fwd_out)
             stats = {
                 POLICY_LOSS_KEY: policy_loss,
-                ENTROPY_KEY: entropy,
+                ENTROPY_KEY: mean(entropy),
                 LEARNER_RESULTS_KL_KEY: mean(old.kl(new)),
                 STEP_SIZE_KEY: policy_loss.new_tensor(step_size),
                 REJECTED_STEPS_KEY: policy_loss.new_tensor(num_rejected),

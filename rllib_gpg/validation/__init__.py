@@ -6,9 +6,11 @@ learner (`updates`)? Each yields a sentence per problem. `spaces` looks again on
 env are known.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.utils.typing import ModuleID
 
 from rllib_gpg.validation import env_runners, loss, modules, names, numbers, updates
 from rllib_gpg.validation.names import CRITIC_SETTINGS, check_arguments
@@ -20,6 +22,7 @@ __all__ = [
     "check_attributes",
     "check_config",
     "check_keys",
+    "check_overrides",
     "check_spaces",
 ]
 
@@ -62,17 +65,24 @@ def check_config(config: AlgorithmConfig) -> None:
         updates.problems(config),
     )
     updates.warn_of_idle_settings(config, "")
-    _check_overrides(config)
+    for module_id, overrides in config.algorithm_config_overrides_per_module.items():
+        check_overrides(config, module_id, overrides)
     _check_evaluation(config)
 
 
-def _check_overrides(config: AlgorithmConfig) -> None:
-    for module_id, overrides in config.algorithm_config_overrides_per_module.items():
-        _refuse(modules.common_settings(module_id, overrides))
-        module_config = config.copy(copy_frozen=False).update_from_dict(overrides)
-        of = f" of module {module_id!r}"
-        _refuse(_of_one_module(module_config, of))
-        updates.warn_of_idle_settings(module_config, of)
+def check_overrides(
+    config: AlgorithmConfig, module_id: ModuleID, overrides: Mapping[str, Any]
+) -> None:
+    """Refuses what a module can't have in place of the config's settings.
+
+    Raises:
+        ValueError: Names the settings and the mends, a line each.
+    """
+    _refuse(modules.common_settings(module_id, overrides))
+    module_config = config.copy(copy_frozen=False).update_from_dict(dict(overrides))
+    of = f" of module {module_id!r}"
+    _refuse(_of_one_module(module_config, of))
+    updates.warn_of_idle_settings(module_config, of)
 
 
 def _check_evaluation(config: AlgorithmConfig) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from rllib_gpg.checkpoints import check_absolute
 from rllib_gpg.learning.surrogates import resolve_surrogate
 from rllib_gpg.learning.trajectories import OVER_STEPS, OVER_TRAJECTORIES, STEP, TRAJECTORY
 from rllib_gpg.validation.checks import count, is_number, schedule
@@ -24,6 +25,11 @@ def of_the_loss(config: AlgorithmConfig, of: str) -> Iterator[str]:
         value = getattr(config, name)
         if not is_number(value) or value < 0.0:
             yield f"`{name}`{of} must be a number >= 0, got {value!r}."
+    if config.reference is not None:
+        try:
+            check_absolute(str(config.reference))
+        except ValueError as error:
+            yield f"`reference`{of}: {error}"
     if config.reference_refresh is not None:
         yield from count(config, "reference_refresh")
     yield from _of_the_surrogate(config, of)

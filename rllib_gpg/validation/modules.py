@@ -31,6 +31,7 @@ _COMMON_TO_MODULES = frozenset(
         "minibatch_size",
         "shuffle_batch_per_epoch",
         "reference",
+        "learner_class",
         "sample_ahead",
     }
 )

@@ -10,7 +10,7 @@ from rllib_gpg.advantages.baselines import Baseline, resolve_baseline
 from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import resolve_binning
 from rllib_gpg.advantages.credit import check_credit
-from rllib_gpg.advantages.levels import Level
+from rllib_gpg.advantages.levels import check_level
 from rllib_gpg.advantages.units import is_unit
 from rllib_gpg.validation.checks import count, is_count, is_number
 
@@ -103,11 +103,10 @@ def of_the_estimator(config: AlgorithmConfig, of: str) -> Iterator[str]:
             f"`normalize_advantages`{of} must be True, False or 'bins', got "
             f"{config.normalize_advantages!r}."
         )
-    if config.second_level is not None and not isinstance(config.second_level, Level):
-        yield (
-            f"`second_level`{of} must be a rllib_gpg.advantages.Level or None, got "
-            f"{config.second_level!r}."
-        )
+    try:
+        check_level(config.second_level, bootstrap=config.bootstrap_truncated is True)
+    except (ValueError, TypeError) as error:
+        yield f"`second_level`{of}: {error}"
     try:
         check_credit(
             config.credit, lambda_=config.lambda_, bootstrap=config.bootstrap_truncated is True

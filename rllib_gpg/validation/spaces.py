@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +16,11 @@ from rllib_gpg.advantages.binning import Binning, TimeBinning, keys_last, name_o
 from rllib_gpg.validation.numbers import baseline_of
 
 
-def check_spaces(config: AlgorithmConfig, spaces: dict[str, tuple[gym.Space, gym.Space]]) -> None:
+def check_spaces(
+    config: AlgorithmConfig,
+    spaces: dict[str, tuple[gym.Space, gym.Space]],
+    recurrent: Collection[ModuleID] = (),
+) -> None:
     """Holds binning and baseline against the observations, before the first sample.
 
     Warns of settings that can't give a signal.
@@ -23,9 +28,11 @@ def check_spaces(config: AlgorithmConfig, spaces: dict[str, tuple[gym.Space, gym
     Args:
         config: The algorithm's config.
         spaces: (observation space, action space) of the env and of the modules.
+        recurrent: The modules that are recurrent.
 
     Raises:
-        ValueError: If the binning or the baseline can't take the observations.
+        ValueError: If the binning or the baseline can't take the observations, or the baseline the
+            module.
     """
     env_space = spaces.get(INPUT_ENV_SINGLE_SPACES, (None,))[0]
     module_ids = spaces.keys() - {INPUT_ENV_SPACES, INPUT_ENV_SINGLE_SPACES}
@@ -34,6 +41,11 @@ def check_spaces(config: AlgorithmConfig, spaces: dict[str, tuple[gym.Space, gym
         module_config = config.get_config_for_module(module_id)
         binning, baseline = resolve_binning(module_config.binning), baseline_of(module_config)
         module_space = spaces[module_id][0]
+        if baseline.needs_scores and module_id in recurrent:
+            raise ValueError(
+                f"{baseline} needs the policy's gradients step by step, and module {module_id!r} "
+                "is recurrent. Take baseline='bins' or 'ridge'."
+            )
         baseline.check_space(_num_numbers(module_space))
         # Several agents of one episode are a group, and so are the episodes of one rollout.
         whole = config.batch_mode == "complete_episodes"

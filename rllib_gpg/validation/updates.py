@@ -21,6 +21,8 @@ _OF_PPO = (
     *_OF_KL_LOSS,
     *_OF_REFERENCE,
 )
+# By name; an object has bounds of its own.
+_WITH_BOUNDS = ("clip", "clipped_weight")
 _OF_TRPO = ("cg_damping", "cg_iterations", "max_kl")
 
 
@@ -49,12 +51,15 @@ def warn_of_idle_settings(config: AlgorithmConfig, of: str) -> None:
 
     def warn(names: tuple[str, ...], why: str) -> None:
         if any(getattr(config, name) != getattr(default, name) for name in names):
-            listed = ", ".join(f"`{name}`" for name in names[:-1]) + f" and `{names[-1]}`"
-            warnings.warn(f"{listed}{of} do nothing {why}", stacklevel=3)
+            *others, last = (f"`{name}`" for name in names)
+            do = f"{', '.join(others)} and {last}{of} do" if others else f"{last}{of} does"
+            warnings.warn(f"{do} nothing {why}", stacklevel=3)
 
     if issubclass(config.learner_class, GPGTRPOTorchLearner):
         warn(_OF_PPO, "with `GPGTRPOTorchLearner`: `max_kl` bounds its step.")
         return
+    if config.surrogate not in _WITH_BOUNDS:
+        warn(("clip_param",), f"with `surrogate={config.surrogate!r}`.")
     warn(_OF_TRPO, "without `learner_class=GPGTRPOTorchLearner`.")
     if config.reference_kl_coeff == 0.0:
         warn(_OF_REFERENCE, "with `reference_kl_coeff=0`, its default.")

@@ -84,7 +84,7 @@ def test_returns_normalised_over_the_group_are_universal_bins_normalised(seed: i
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("binning", ["time", "state", "universal"])
 def test_units_of_bins_against_a_naive_version(seed: int, binning: str) -> None:
-    """Over the spread of the bin's entries, but no less than a tenth of that of all entries."""
+    """Over the spread of the bin's entries, but no less than a tenth of that of all steps."""
     observations, _ = group = some_group(seed)
     plain = estimate(group, binning=binning)
     keys = [
@@ -98,10 +98,9 @@ def test_units_of_bins_against_a_naive_version(seed: int, binning: str) -> None:
             if key not in seen:
                 seen.add(key)
                 entries.setdefault(key, []).append(advantage)
-    squares = [np.var(of_bin) * len(of_bin) for of_bin in entries.values()]
-    pooled = np.sqrt(sum(squares) / sum(map(len, entries.values())))
+    typical = np.std(np.concatenate(plain))
     std = {
-        key: max(pooled if len(of_bin) == 1 else np.std(of_bin), 0.1 * pooled)
+        key: max(typical if len(of_bin) == 1 else np.std(of_bin), 0.1 * typical)
         for key, of_bin in entries.items()
     }
     expected = [
@@ -121,6 +120,41 @@ def test_close_returns_are_not_blown_up() -> None:
     equal = [np.ones(3), np.ones(3)]
     ours = estimate(([np.zeros((3, 1))] * 2, equal), normalize="bins")
     assert not np.concatenate(ours).any()
+
+
+def test_later_visits_far_from_close_entries_are_not_blown_up() -> None:
+    """All episodes but one last 500 steps: returns-to-go differ far more than the first of each."""
+    rewards = [np.ones(500)] * 31 + [np.ones(499)]
+    group = [np.zeros((len(r), 1)) for r in rewards], rewards
+    ours = np.concatenate(estimate(group, gamma=1.0, binning="universal", normalize="bins"))
+    assert np.abs(ours).max() < 40.0  # in the std of all advantages: 10 (500 - 0) / 144 at most
+
+
+def test_bins_of_one_say_nothing_of_the_spread_of_others() -> None:
+    """States of one episode's own, visited again and again, beside one of two, with close returns.
+
+    What differs in the former is 9 at most.
+    """
+    rewards = [np.ones(10) for _ in range(50)]
+    rewards[0][0] = 1.01
+    states = [np.full((10, 1), max(n, 1)) for n in range(50)]
+    ours = estimate((states, rewards), gamma=1.0, binning="state", normalize="bins")
+    plain = estimate((states, rewards), gamma=1.0, binning="state")
+    alone = slice(2, None)
+    for a, b in zip(ours[alone], plain[alone], strict=True):
+        np.testing.assert_allclose(a, b / np.std(np.concatenate(plain)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_process_supervision_normalises_over_the_episodes_of_a_start(seed: int) -> None:
+    """As in GRPO over the answers to one prompt; those of another may have easier rewards."""
+    one, other = some_group(seed), some_group(seed + 100)
+    other = other[0], [10.0 * r + 5.0 for r in other[1]]
+    both = one[0] + other[0], one[1] + other[1]
+    starts = ["one"] * len(one[0]) + ["other"] * len(other[0])
+    settings: dict[str, Any] = {"credit": "process", "baseline": "none"}
+    ours = estimate(both, starts=starts, **settings)
+    assert_equal(ours, [*estimate(one, **settings), *estimate(other, **settings)])
 
 
 def test_a_single_trajectory_in_a_bin_of_its_own_keeps_its_unit() -> None:
@@ -237,6 +271,15 @@ def test_an_outcome_is_remembered_apart_from_returns() -> None:
         ({"credit": "outcome", "baseline": RidgeBaseline(), "lambda_": 0.9}, "credit='returns'"),
         ({"baseline": "optimal"}, "give `scores`"),
         ({"baseline": "none", "lambda_": 0.9}, "don't see the state"),
+        ({"normalize": "bin"}, "True, False or 'bins'"),
+        (
+            {
+                "baseline": RidgeBaseline(),
+                "second_level": Level("time"),
+                "final_observations": [None] * len(some_group(0)[1]),
+            },
+            "doesn't complete",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(settings: dict[str, Any], says: str) -> None:

@@ -11,13 +11,17 @@ import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_gpg import GPG, presets
+from rllib_gpg.advantages import Level
+from rllib_gpg.learning import GPGTRPOTorchLearner
 from rllib_gpg.learning.surrogates import Clip, resolve_surrogate
 from rllib_gpg.learning.trajectories import LOSS_WEIGHTS, TRAJECTORIES, loss_weights
-from tests.envs import Identity, ShortOrLong
+from tests.envs import Identity, MultiIdentity, ShortOrLong
 from tests.helpers import (
     SMALL_NET,
+    LinearPolicy,
     built,
     each_learner,
     module_results,
@@ -112,6 +116,42 @@ def test_losses_and_gradients_against_a_naive_version(
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+def test_statistics_are_of_steps_however_the_loss_averages_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A constant of 1 makes a loss of sums, not a KL or a share of clipped steps of sums."""
+    learner = small_config(Identity).build_learner(env=Identity())
+    rng = np.random.default_rng(0)
+    logits, old = (torch.tensor(rng.normal(size=(6, 2))) for _ in range(2))
+    actions = torch.tensor(rng.integers(2, size=6))
+    batch = {
+        Columns.ACTION_DIST_INPUTS: old,
+        Columns.ACTION_LOGP: torch.log_softmax(old, 1)[torch.arange(6), actions],
+        Columns.ACTIONS: actions,
+        Columns.ADVANTAGES: torch.tensor(rng.normal(size=6)),
+    }
+    reference = torch.tensor(rng.normal(size=6) - 2.0)
+    monkeypatch.setattr(learner._references, "logp", lambda *_: reference)
+    config = small_config(
+        Identity, use_kl_loss=True, reference_kl_coeff=0.5, entropy_coeff=0.1
+    ).copy()
+    monkeypatch.setattr(learner, "entropy_coeff", lambda _: 0.1)
+    found, losses = [], []
+    for weights in ({}, {LOSS_WEIGHTS: torch.tensor([1.0, 1.0, 1.0, 9.0, 9.0, 9.0])}):
+        loss = learner.compute_loss_for_module(
+            module_id=DEFAULT_MODULE_ID,
+            config=config,
+            batch=batch | weights,
+            fwd_out={Columns.ACTION_DIST_INPUTS: logits},
+        )
+        losses.append(float(loss))
+        found.append(learner._means(learner._loss_stats.pop(DEFAULT_MODULE_ID)))
+    assert losses[0] != losses[1]
+    assert found[0].pop("policy_loss") != found[1].pop("policy_loss")
+    assert set(found[0]) == {"clip_fraction", "entropy", "mean_kl_loss", "reference_kl"}
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
+
+
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_the_batch_knows_its_trajectories(recurrent: bool) -> None:
     """Through the real pipeline, also in padded sequences."""
@@ -130,6 +170,43 @@ def test_the_batch_knows_its_trajectories(recurrent: bool) -> None:
     assert weights.mean() == pytest.approx(1.0, rel=1e-6)
     for n, length in enumerate(lengths):
         assert weights[numbers == n].sum() == pytest.approx(sum(lengths) / 8, rel=1e-5), length
+
+
+def test_a_module_that_comes_later_has_a_loss_of_its_own() -> None:
+    config = small_config(MultiIdentity, num_minibatches=1)
+    config.environment(env_config={"num_agents": 2})
+    config.multi_agent(policies={"a"}, policy_mapping_fn=lambda agent, episode: "a")
+
+    def add(algo: Any, **overrides: Any) -> None:
+        algo.add_module(
+            "b",
+            RLModuleSpec.from_module(algo.get_module("a")),
+            config_overrides=overrides,
+            new_agent_to_module_mapping_fn=lambda agent, episode: "ab"[int(agent)],
+        )
+
+    with built(config) as algo:
+        for wrong, says in (
+            ({"loss_averaging": "all"}, r"`loss_averaging` of module 'b'"),
+            ({"num_epochs": 2}, "can't differ from module to module"),
+            ({"los_averaging": "steps"}, "did you mean 'loss_averaging'"),
+        ):
+            with pytest.raises(ValueError, match=says):
+                add(algo, **wrong)
+        add(algo, loss_averaging="trajectories", ratio_level="trajectory")
+        group = whole_group(algo, sample_group(algo))
+        assert {LOSS_WEIGHTS, TRAJECTORIES} <= group["b"].keys()
+        assert not {LOSS_WEIGHTS, TRAJECTORIES} & group["a"].keys()
+        assert np.isfinite(algo.train()["learners"]["b"]["policy_loss"])
+
+
+def test_all_modules_have_one_learner_class() -> None:
+    config = small_config(MultiIdentity).environment(env_config={"num_agents": 2})
+    config.multi_agent(policies={"a", "b"}, policy_mapping_fn=lambda agent, episode: "ab"[agent])
+    of_b = {"learner_class": GPGTRPOTorchLearner}
+    config.rl_module(algorithm_config_overrides_per_module={"b": of_b})
+    with pytest.raises(ValueError, match="learner_class"):
+        config.validate()
 
 
 # A frozen reference.
@@ -213,6 +290,19 @@ def test_the_reference_may_be_that_of_a_checkpoint(tmp_path: Path) -> None:
             wrong.build_algo()
 
 
+def test_a_reference_that_does_not_fit_a_users_own_module_is_refused(tmp_path: Path) -> None:
+    """PyTorch says so with an error of its own."""
+
+    def config_for(env: Any, **training: Any) -> Any:
+        spec = RLModuleSpec(module_class=LinearPolicy)
+        return small_config(env, **training).rl_module(rl_module_spec=spec, model_config={})
+
+    with built(config_for(Identity)) as algo:
+        checkpoint = str(algo.save_to_path(tmp_path))
+    with pytest.raises(ValueError, match="is no checkpoint with a policy that fits"):
+        config_for(ShortOrLong, reference_kl_coeff=0.1, reference=checkpoint).build_algo()
+
+
 # The presets.
 
 
@@ -255,6 +345,7 @@ def test_a_preset_takes_back_what_another_has_set() -> None:
         ({"loss_averaging": "all"}, "'steps', 'trajectories' or a number > 0"),
         ({"loss_averaging": 0.0}, "'steps', 'trajectories' or a number > 0"),
         ({"reference_kl_coeff": -0.1}, "`reference_kl_coeff` must be a number >= 0"),
+        ({"reference": "runs/best", "reference_kl_coeff": 0.1}, r"did you mean '/.*runs/best'"),
         ({"reference_refresh": 0}, "`reference_refresh` must be an integer >= 1"),
         ({"normalize_advantages": "bin"}, "True, False or 'bins'"),
         ({"normalize_advantages": 1}, "True, False or 'bins'"),
@@ -262,11 +353,22 @@ def test_a_preset_takes_back_what_another_has_set() -> None:
         ({"credit": "total"}, "credit must be one of"),
         ({"credit": "outcome", "baseline": "ridge", "lambda_": 0.9}, "`lambda_` < 1"),
         ({"baseline": "none", "baseline_decay": 0.5}, "remembers nothing"),
+        (
+            {"baseline": "ridge", "bootstrap_truncated": True, "second_level": Level("time")},
+            "`second_level`.*doesn't complete",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(training: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         small_config(Identity, **training).validate()
+
+
+@pytest.mark.parametrize("surrogate", ["soft_gate", Clip(dual=3.0)])
+def test_bounds_that_do_nothing_are_warned_of(surrogate: Any) -> None:
+    """A surrogate object has bounds of its own, and a gate has none."""
+    with pytest.warns(UserWarning, match="`clip_param` does nothing with `surrogate="):
+        small_config(Identity, surrogate=surrogate, clip_param=0.3).validate()
 
 
 def test_a_recurrent_module_has_no_reference() -> None:
@@ -280,8 +382,8 @@ def test_a_recurrent_module_has_no_reference() -> None:
 def test_a_recurrent_module_has_no_optimal_constant() -> None:
     config = small_config(Identity, baseline="optimal", group_size=2)
     config.rl_module(model_config={**SMALL_NET, "use_lstm": True, "max_seq_len": 8})
-    with built(config) as algo, pytest.raises(ValueError, match="isn't recurrent"):
-        algo.train()
+    with pytest.raises(ValueError, match=r"recurrent.*baseline='bins' or 'ridge'"):
+        config.build_algo()
 
 
 def test_the_optimal_constant_takes_the_policys_own_gradients() -> None:

@@ -18,6 +18,8 @@ from rllib_gpg.learning.surrogates import (
     resolve_surrogate,
     trajectory_ratio,
 )
+from rllib_gpg.learning.torch_learner import ratios
+from rllib_gpg.learning.trajectories import TRAJECTORIES
 
 # The cases of equation 2 with eps 0.2, so the clipped ratio is in [0.8, 1.2]:
 #
@@ -151,6 +153,24 @@ def test_trajectory_ratios_are_geometric_means() -> None:
     torch.testing.assert_close(ratio, naive, rtol=1e-9, atol=0.0)
     ours, theirs = (torch.autograd.grad((x * weights).sum(), log_ratio)[0] for x in (ratio, naive))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("level", ["step", "trajectory"])
+@pytest.mark.parametrize(
+    "surrogate", [Clip(), Clip(dual=3.0), SoftGate(), ClippedWeight(), Unclipped()], ids=repr
+)
+def test_a_ratio_beyond_all_numbers_takes_no_other_step_its_gradient(
+    surrogate: Surrogate, level: str
+) -> None:
+    """exp(200) and exp(-200) are infinity and 0 in single precision, and 0 has no logarithm."""
+    log_ratio = torch.tensor([200.0, -200.0, 200.0, -200.0, 200.0, 0.0], requires_grad=True)
+    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0, 0.0, 2.0])
+    batch = {TRAJECTORIES: torch.arange(6)} if level == "trajectory" else {}
+    values = surrogate(ratios(log_ratio, batch), advantages)
+    (gradient,) = torch.autograd.grad(values.sum(), log_ratio)
+    assert values.isfinite().all()
+    assert gradient.isfinite().all()
+    assert gradient[-1] == pytest.approx(2.0)
 
 
 def test_of_trajectories_of_one_step_the_ratio_is_that_of_the_step() -> None:

@@ -227,6 +227,14 @@ class Uphill(GPGTRPOTorchLearner):
         return -loss if torch.is_grad_enabled() else loss
 
 
+@pytest.mark.parametrize("averaging", ["trajectories", 1000.0, 1.0])
+def test_the_bound_is_on_the_kl_of_steps_however_the_loss_averages_them(averaging: Any) -> None:
+    """Divided by a constant, as the loss is, a KL of 100 times the bound would pass."""
+    with built(trpo_config(Identity, loss_averaging=averaging)) as algo:
+        kl = mean_kl(*update(algo))
+    assert 0.001 < kl <= 0.01 * (1.0 + 1e-4)
+
+
 def test_a_step_that_no_backtracking_makes_good_is_not_made() -> None:
     with built(trpo_config(learner_class=Uphill)) as algo:
         before = snapshot(algo)["rl_module"]

@@ -35,7 +35,7 @@ class OptimalBaseline(Baseline):
     the estimate is unbiased; alone, it is compared with 0.
 
     It costs a forward and two backward passes over the group, trajectory by trajectory: about as
-    much as two epochs.
+    much as two epochs where trajectories are long, more where they are short.
     """
 
     needs_scores: ClassVar[bool] = True
