@@ -53,12 +53,15 @@ class AddTrajectories(ConnectorV2):
             lengths[episode.module_id or DEFAULT_MODULE_ID].append(len(episode))
         for module_id, of_module in lengths.items():
             settings = {**self._settings, **self._module_overrides.get(module_id, {})}
-            columns, length_N = batch.get(module_id), np.array(of_module)
-            if settings["ratio_level"] == TRAJECTORY:
+            level, averaging = settings["ratio_level"], settings["loss_averaging"]
+            if (level, averaging) == (STEP, OVER_STEPS):
+                continue
+            columns, length_N = batch[module_id], np.array(of_module)
+            if level == TRAJECTORY:
                 number_S = np.repeat(np.arange(len(length_N)), length_N)
                 columns[TRAJECTORIES] = as_column([number_S], columns, np.int64)
-            if settings["loss_averaging"] != OVER_STEPS:
-                weight_N = loss_weights(length_N, settings["loss_averaging"])
+            if averaging != OVER_STEPS:
+                weight_N = loss_weights(length_N, averaging)
                 columns[LOSS_WEIGHTS] = as_column([np.repeat(weight_N, length_N)], columns)
         return batch
 
