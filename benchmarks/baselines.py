@@ -13,8 +13,8 @@ episodes that ended in the last 10 % of the env steps, over seeds::
     python -m benchmarks.baselines report       # the tables and pictures of docs/baselines.md
 
 `ppo` is, per task, the best of four candidates on the seeds of `--tuning`, which are others than
-those of the table: two, or one where actions are continuous. Of GPG, every setting that was run is shown, none is chosen per task. Needs the
-extras `examples` and `envpool`.
+those of the table: two, or one where actions are continuous. Of GPG, every setting that was run is
+shown, none is chosen per task. Needs the extras `examples` and `envpool`.
 """
 
 from __future__ import annotations
