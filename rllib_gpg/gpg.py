@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
@@ -66,6 +67,9 @@ class GPG(Algorithm):
 
     Built by `GPGConfig.build_algo`, by Ray Tune, or by `GPG.from_checkpoint`.
     """
+
+    # See learning/infos.py.
+    reads_infos = False
 
     def __init__(self, config: Any = None, *args: Any, **kwargs: Any):
         """Initializes a GPG instance; see RLlib's `Algorithm`.
@@ -159,7 +163,7 @@ class GPG(Algorithm):
         # RLlib would ask a remote env runner, which has the weights of its last share.
         return self._policy.build_module(module_id)
 
-    def _sample_group(self, weights: Weights) -> list[EpisodeType]:
+    def _sample_group(self, weights: Weights) -> Sequence[EpisodeType]:
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             shares = cut_into_shares(
                 self.config, self._run_seed.value, self._num_groups, standing=self._standing
@@ -236,7 +240,7 @@ class GPG(Algorithm):
         checkpoint = self.save_to_path(pathlib.Path(self.logdir) / "before_sampling_error")
         return SamplingError(f"{error}\nThe run as it was: {checkpoint}")
 
-    def _estimate_advantages(self, episodes: list[EpisodeType]) -> PreparedGroup:
+    def _estimate_advantages(self, episodes: Sequence[EpisodeType]) -> PreparedGroup:
         """Has the learner connector pipeline run, once, over the whole group."""
         with self.metrics.log_time((TIMERS, GROUP_ADVANTAGE_ESTIMATION_TIMER)):
             group = prepare_group(

@@ -14,6 +14,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.typing import ModuleID, StateDict
 
+from rllib_gpg.learning.infos import reads_infos
 from rllib_gpg.sampling.connector_states import Connectors
 from rllib_gpg.sampling.messages import ModuleChanges, Weights
 
@@ -56,7 +57,8 @@ class PolicyInForce:
         groups = filter(None, (algorithm.env_runner_group, algorithm.eval_env_runner_group))
         if any(group.num_remote_env_runners() > 0 for group in groups):
             # Once in the object store; each env runner fetches it with its first share.
-            weights = dataclasses.replace(weights, state=ray.put(state))
+            state, infos = ray.put(state), reads_infos(algorithm)
+            weights = dataclasses.replace(weights, state=state, infos=infos)
         self._weights = weights
         return weights
 

@@ -22,7 +22,7 @@ from scipy.stats import binomtest
 
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling import SamplingError
-from rllib_gpg.sampling.group import _RemoteGathering
+from rllib_gpg.sampling.gathering import RemoteGathering
 from tests.envs import (
     Broken,
     ComingAndGoing,
@@ -222,7 +222,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     try:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             # Called in each round of the loop, after shares were handed out.
-            patch.setattr(_RemoteGathering, "_kill_overdue", interrupt)
+            patch.setattr(RemoteGathering, "_collect", interrupt)
             yield
     finally:
         signal.signal(signal.SIGINT, handler)
