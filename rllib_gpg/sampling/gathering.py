@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,8 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from rllib_gpg.sampling.ledger import Ledger, SamplingError
-from rllib_gpg.sampling.messages import Share, Weights
-from rllib_gpg.sampling.requests import Requests
+from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
+from rllib_gpg.sampling.requests import Request, Requests
 
 logger = logging.getLogger("ray.rllib")
 
@@ -47,6 +48,9 @@ class RemoteGathering:
         self._config = config
         self._restore = restore
         self._timeout_setting = ledger.waiting[0].timeout_setting
+        # Rollouts have homes, where they go on: there is nothing that another one could do.
+        whole = ledger.waiting[0].num_steps == 0
+        self._duplicates = config.get("duplicate_last_shares", False) and whole
         self._runners = sorted(self._manager.actor_ids())
         self._idle: list[int] = []
         self._next_look = 0.0
@@ -73,9 +77,11 @@ class RemoteGathering:
         self._next_look = time.monotonic() + _LOOK_S
 
     def _dispatch(self) -> None:
-        """Gives idle env runners what waits; what one samples it is asked for alone."""
+        """Gives idle env runners what waits or, if that is to be, copies of what is still out."""
         waiting = self._ledger.waiting
         if not waiting:
+            if self._duplicates:
+                self._duplicate()
             return
         still_idle = []
         for runner in self._idle:
@@ -86,6 +92,17 @@ class RemoteGathering:
                 waiting.remove(share)
                 self._requests.send(runner, share, self._weights)
         self._idle = still_idle
+
+    def _duplicate(self) -> None:
+        """Gives idle env runners second copies of the shares that have been out for longest."""
+        if not self._idle:
+            return
+        out = [r for r in self._requests.open.values() if r.share is not None]
+        copies = Counter(r.share.index for r in out if r.share is not None)
+        once = [r.share for r in sorted(out, key=lambda r: r.since) if copies[r.share.index] == 1]
+        for share in once[: len(self._idle)]:
+            self._requests.send(self._idle.pop(0), share, self._weights)
+            self._ledger.num_duplicated += 1
 
     def _home(self, share: Share) -> int | None:
         """Returns the env runner that has the envs of a share's rollouts; None: any will do.
@@ -103,12 +120,31 @@ class RemoteGathering:
             error = answer.exception()
             if isinstance(error, RayError):
                 self._take_out_of_service(request.runner, error)
-                if request.share is not None:
-                    self._ledger.fail(request.share, f"env runner {request.runner} is lost")
+                self._fail(request.share, f"env runner {request.runner} is lost")
                 continue
             self._idle.append(request.runner)
             if request.share is not None:
-                self._ledger.enter(answer.result())
+                self._enter(request.share, answer.result())
+
+    def _enter(self, share: Share, result: ShareResult | ShareFailure) -> None:
+        if isinstance(result, ShareFailure):
+            self._fail(share, result.error, result.traceback)
+            return
+        self._ledger.enter(result)
+        for copy in self._copies(share):
+            # Both are the same; the env runner is busy with it until it is done.
+            copy.share = None
+
+    def _fail(self, share: Share | None, why: str, traceback: str = "") -> None:
+        """Books a share as failed, unless nobody waits for it or a copy of it may still come."""
+        if share is not None and not self._copies(share):
+            self._ledger.fail(share, why, traceback)
+
+    def _copies(self, share: Share) -> list[Request]:
+        """Returns the requests for a share that are open."""
+        if not self._duplicates:
+            return []
+        return [request for request in self._requests.open.values() if request.share == share]
 
     def _take_out_of_service(self, runner: int, error: RayError) -> None:
         """Has RLlib see to it that an env runner comes back, unless the config says otherwise.
@@ -139,9 +175,7 @@ class RemoteGathering:
                 )
 
     def _lose(self, runner: int, why: str) -> None:
-        share = self._requests.drop(runner).share
-        if share is not None:
-            self._ledger.fail(share, why)
+        self._fail(self._requests.drop(runner).share, why)
 
     def _wait_for_runners(self) -> None:
         limit = self._config.env_runner_restore_timeout_s

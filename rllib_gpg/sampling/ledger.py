@@ -22,6 +22,7 @@ class Ledger:
         waiting: The shares that nobody samples, the next one first.
         results: What has come back, by the share's index.
         num_redispatched: How many episodes were sent out again.
+        num_duplicated: Of how many shares a second copy was sampled.
         progress: Says how far the group has come.
     """
 
@@ -30,6 +31,7 @@ class Ledger:
         self.waiting = deque(shares)
         self.results: dict[int, ShareResult] = {}
         self.num_redispatched = 0
+        self.num_duplicated = 0
         self.progress = Progress(shares)
         self._num_shares = len(shares)
         self._max_failures = max_failures
