@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -48,9 +47,9 @@ class RemoteGathering:
         self._config = config
         self._restore = restore
         self._timeout_setting = ledger.waiting[0].timeout_setting
-        # Rollouts have homes, where they go on: there is nothing that another one could do.
-        whole = ledger.waiting[0].num_steps == 0
-        self._duplicates = config.get("duplicate_last_shares", False) and whole
+        self._duplicates: bool = config.duplicate_last_shares
+        # The indices of the shares that have been given their second copy, since they last failed.
+        self._duplicated: set[int] = set()
         self._runners = sorted(self._manager.actor_ids())
         self._idle: list[int] = []
         self._next_look = 0.0
@@ -97,11 +96,12 @@ class RemoteGathering:
         """Gives idle env runners second copies of the shares that have been out for longest."""
         if not self._idle:
             return
-        out = [r for r in self._requests.open.values() if r.share is not None]
-        copies = Counter(r.share.index for r in out if r.share is not None)
-        once = [r.share for r in sorted(out, key=lambda r: r.since) if copies[r.share.index] == 1]
+        requests = sorted(self._requests.open.values(), key=lambda request: request.since)
+        out = [request.share for request in requests if request.share is not None]
+        once = [share for share in out if share.index not in self._duplicated]
         for share in once[: len(self._idle)]:
             self._requests.send(self._idle.pop(0), share, self._weights)
+            self._duplicated.add(share.index)
             self._ledger.num_duplicated += 1
 
     def _home(self, share: Share) -> int | None:
@@ -138,6 +138,7 @@ class RemoteGathering:
     def _fail(self, share: Share | None, why: str, traceback: str = "") -> None:
         """Books a share as failed, unless nobody waits for it or a copy of it may still come."""
         if share is not None and not self._copies(share):
+            self._duplicated.discard(share.index)
             self._ledger.fail(share, why, traceback)
 
     def _copies(self, share: Share) -> list[Request]:

@@ -27,6 +27,7 @@ logger = logging.getLogger("ray.rllib")
 __all__ = ["Group", "SamplingError", "cut_into_shares", "gather"]
 
 NUM_EPISODES_REDISPATCHED = "num_episodes_redispatched"
+NUM_SHARES_DUPLICATED = "num_shares_duplicated"
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ def gather(
         env_runner_group: The env runners, all of them `GroupEnvRunner`s.
         shares: The shares of one group, or of one evaluation.
         weights: The weights to sample them with.
-        config: The algorithm's config: the two timeouts, `max_share_failures` and
-            `env_runner_restore_timeout_s`.
+        config: The algorithm's config: the two timeouts, `max_share_failures`,
+            `duplicate_last_shares` and `env_runner_restore_timeout_s`.
         restore: Tries to bring lost env runners back; called when all are lost.
         further: Returns what else to sample, given the results of all shares so far; asked until
             there is nothing. By default there is nothing.
@@ -142,7 +143,7 @@ def gather(
         SamplingError: If a share failed too often, or no env runner comes back.
     """
     results: list[ShareResult] = []
-    num_redispatched = 0
+    num_redispatched = num_duplicated = 0
     while shares:
         ledger = Ledger(shares, config.max_share_failures)
         if env_runner_group.num_remote_env_runners() == 0:
@@ -157,13 +158,17 @@ def gather(
                 ).run()
         results += [ledger.results[share.index] for share in shares]
         num_redispatched += ledger.num_redispatched
+        num_duplicated += ledger.num_duplicated
         shares = further(results)
     # Over the episodes of all rounds.
     metrics = MetricsLogger(root=False)
     log_episodes((result.summaries for result in results), metrics)
-    for name, reduce in (("", "sum"), ("_lifetime", "lifetime_sum")):
-        key = f"{NUM_EPISODES_REDISPATCHED}{name}"
-        metrics.log_value(key, num_redispatched, reduce=reduce)
+    counts = {NUM_EPISODES_REDISPATCHED: num_redispatched}
+    if config.duplicate_last_shares:
+        counts[NUM_SHARES_DUPLICATED] = num_duplicated
+    for key, count in counts.items():
+        metrics.log_value(key, count, reduce="sum")
+        metrics.log_value(f"{key}_lifetime", count, reduce="lifetime_sum")
     return Group(
         Episodes([result.episodes for result in results]),
         [*(result.metrics for result in results), metrics.reduce()],
