@@ -44,6 +44,7 @@ from gymnasium.vector.utils import batch_space
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.tune import register_env
 
+from benchmarks.driver import EPISODES_PER_SHARE, driver_table, real_actors
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling.group import cut_into_shares, gather
 from rllib_gpg.sampling.messages import Weights
@@ -356,7 +357,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=("weak", "shares", "slow", "results"))
+    parser.add_argument("--only", choices=("weak", "shares", "slow", "results", "driver"))
     parser.add_argument("--env-runners", type=int, nargs="+", default=[1, 2, 4, 8, 16, 24])
     parser.add_argument("--episodes-per-runner", type=int, default=3)
     parser.add_argument("--repetitions", type=int, default=2, help="of the first table")
@@ -364,6 +365,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--shares-group-size", type=int, default=256)
     parser.add_argument("--slow-group-size", type=int, default=64)
     parser.add_argument("--slow-step-ms", type=float, default=5.0)
+    parser.add_argument("--stand-ins", type=int, nargs="+", default=[100, 400, 1000])
+    parser.add_argument("--share-seconds", type=float, default=2.0, help="of stand-ins")
+    parser.add_argument("--rounds", type=int, default=5, help="shares per stand-in")
+    parser.add_argument("--real-actors", type=int, default=4)
     return parser.parse_args()
 
 
@@ -383,6 +388,14 @@ def main() -> None:
         slow_runner(args.slow_group_size, args.slow_step_ms / 1e3)
     if args.only in (None, "results"):
         result_sizes(num_episodes=16, repetitions=10)
+    if args.only in (None, "driver"):
+        config = base_config(0).environment("CartPole-v1")
+        config.env_runners(
+            num_envs_per_env_runner=EPISODES_PER_SHARE,
+            gym_env_vectorize_mode="vector_entry_point",
+        )
+        real_actors(config, args.real_actors, num_shares=400)
+        driver_table(config, args.stand_ins, args.share_seconds, args.rounds)
 
 
 if __name__ == "__main__":

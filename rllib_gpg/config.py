@@ -100,6 +100,7 @@ class GPGConfig(AlgorithmConfig):
         self.bootstrap_truncated = False
         self.max_episode_steps: int | None = None
         self.episodes_per_share: int | None = None
+        self.duplicate_last_shares = False
 
         # The update.
         self.lr = 1e-3
@@ -364,6 +365,7 @@ class GPGConfig(AlgorithmConfig):
         *,
         max_episode_steps: int | None = NotProvided,
         episodes_per_share: int | None = NotProvided,
+        duplicate_last_shares: bool = NotProvided,
         **kwargs: Any,
     ) -> Self:
         """Sets the rollout worker configuration.
@@ -379,6 +381,16 @@ class GPGConfig(AlgorithmConfig):
                 episodes on any number of env runners. Default None: as many as an env runner has
                 envs, or fewer if that is needed to give every env runner work; with a single env
                 runner, the whole group.
+            duplicate_last_shares: Whether env runners that have nothing left to do sample second
+                copies of the shares that are still out, those that have been out for longest first.
+                Whichever copy comes first is taken, so that near its end a group doesn't wait for
+                a slow or overloaded machine. Both are the same, and so is the group; but for an env
+                that draws from anything but `reset(seed=..)`, to take the first would favour short
+                episodes. It costs simulation that is thrown away, and env runners that share cores
+                slow each other down with it. One whose copy nobody needs any more finishes it, and
+                gets no share of the next group until then. Refused for rollouts
+                (`batch_mode="truncate_episodes"`), which go on in an env of their own. Default
+                False: where env runners are alike it gains nothing.
             **kwargs: The settings of `AlgorithmConfig.env_runners`. Two defaults differ.
                 `batch_mode` is "complete_episodes"; with "truncate_episodes" a group is
                 `group_size` rollouts of `rollout_fragment_length` steps each, and every rollout
@@ -393,7 +405,11 @@ class GPGConfig(AlgorithmConfig):
         """
         check_arguments(self, "env_runners", kwargs)
         super().env_runners(**kwargs)
-        return self._set(max_episode_steps=max_episode_steps, episodes_per_share=episodes_per_share)
+        return self._set(
+            max_episode_steps=max_episode_steps,
+            episodes_per_share=episodes_per_share,
+            duplicate_last_shares=duplicate_last_shares,
+        )
 
     @override(AlgorithmConfig)
     def fault_tolerance(self, *, max_share_failures: int = NotProvided, **kwargs: Any) -> Self:

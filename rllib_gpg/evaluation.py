@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from rllib_gpg.group_algorithm import GroupAlgorithm
 
 # What the env runners for training are told with each share; all else is theirs since they began.
-_WITHIN_REACH = frozenset({"explore", "seed", "episodes_per_share", "max_share_failures"})
+_WITHIN_REACH = frozenset(
+    {"explore", "seed", "episodes_per_share", "duplicate_last_shares", "max_share_failures"}
+)
 
 
 def evaluate_episodes(

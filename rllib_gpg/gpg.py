@@ -5,6 +5,7 @@ Paper: https://arxiv.org/abs/2510.03679
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -36,6 +37,9 @@ class GPG(GroupAlgorithm):
 
     Built by `GPGConfig.build_algo`, by Ray Tune, or by `GPG.from_checkpoint`.
     """
+
+    # See learning/infos.py.
+    reads_infos = False
 
     def __init__(self, config: Any = None, *args: Any, **kwargs: Any):
         """Initializes a GPG instance; see RLlib's `Algorithm`.
@@ -70,7 +74,7 @@ class GPG(GroupAlgorithm):
         self._update(group)
         self._group_is_done()
 
-    def _estimate_advantages(self, episodes: list[EpisodeType]) -> PreparedGroup:
+    def _estimate_advantages(self, episodes: Sequence[EpisodeType]) -> PreparedGroup:
         """Has the learner connector pipeline run, once, over the whole group."""
         with self.metrics.log_time((TIMERS, GROUP_ADVANTAGE_ESTIMATION_TIMER)):
             group = prepare_group(

@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import pathlib
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
@@ -127,7 +128,7 @@ class GroupAlgorithm(Algorithm):
         # RLlib would ask a remote env runner, which has the weights of its last share.
         return self._policy.build_module(module_id)
 
-    def _sample_group(self, weights: Weights) -> list[EpisodeType]:
+    def _sample_group(self, weights: Weights) -> Sequence[EpisodeType]:
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             try:
                 group = self._groups.next(self._run_seed.value, weights)

@@ -15,6 +15,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.rllib.utils.typing import ModuleID, StateDict
 
+from rllib_gpg.learning.infos import reads_infos
 from rllib_gpg.sampling.connector_states import Connectors
 from rllib_gpg.sampling.messages import ModuleChanges, Weights
 
@@ -68,7 +69,8 @@ class PolicyInForce:
         groups = filter(None, (algorithm.env_runner_group, algorithm.eval_env_runner_group))
         if any(group.num_remote_env_runners() > 0 for group in groups):
             # Once in the object store; each env runner fetches it with its first share.
-            return dataclasses.replace(weights, state=ray.put(weights.state))
+            state, infos = ray.put(weights.state), reads_infos(algorithm)
+            return dataclasses.replace(weights, state=state, infos=infos)
         return weights
 
     def after_group(self, weights: Weights) -> Weights:

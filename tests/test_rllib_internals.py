@@ -9,6 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import os
+import queue
+import signal
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import ANY
@@ -20,6 +23,7 @@ import ray
 import torch
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers.vector import DictInfoToList
+from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.bc.bc_catalog import BCCatalog
 from ray.rllib.algorithms.ppo import PPOConfig, ppo
@@ -63,7 +67,9 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 ENV_RUNNER = "rllib_gpg/sampling/share_runner.py"
 COLUMNS = "rllib_gpg/sampling/rollout/columnar.py"
-GROUP = "rllib_gpg/sampling/group.py"
+GATHERING = "rllib_gpg/sampling/gathering.py"
+REQUESTS = "rllib_gpg/sampling/requests.py"
+PACKING = "rllib_gpg/sampling/packing.py"
 VECTOR_ENV = "rllib_gpg/sampling/rollout/vector_env.py"
 VALIDATION = "rllib_gpg/validation/"
 LEARNER = "rllib_gpg/learning/torch_learner.py"
@@ -480,49 +486,65 @@ def test_a_fresh_whole_episode_has_no_lookback(runner: SingleAgentEnvRunner) -> 
 # Env runner group.
 
 
+def get_spaces(env_runner: Any) -> Any:
+    return env_runner.get_spaces()
+
+
+def dies(env_runner: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_env_runner_group_and_its_worker_manager() -> None:
     config = small_config(Identity).env_runners(num_env_runners=1)
     config.fault_tolerance(restart_failed_env_runners=False)
     with built(config) as algo:
         group = algo.env_runner_group
-        sent = [
-            group.foreach_env_runner_async(
-                func=["get_spaces"], kwargs=[{}], remote_worker_ids=[1], tag="mine"
-            )
-            for _ in range(2)
-        ]
+        manager = group._worker_manager
         require(
-            sent == [1, 0],
-            GROUP,
-            "`foreach_env_runner_async` says that it sent nothing to an env runner that still owes "
-            "an answer, such as one that was interrupted.",
+            list(manager.actors()) == manager.actor_ids() == group.healthy_env_runner_ids() == [1],
+            GATHERING,
+            "`_worker_manager.actors()` maps ids to the actors, to ask them for shares, and to "
+            "kill one that hangs.",
         )
-        results: list[Any] = []
-        while not results:
-            results = list(group.fetch_ready_async_reqs(tags="mine", timeout_seconds=0.1))
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        manager.actors()[1].apply.remote(get_spaces).future().add_done_callback(answers.put)
         require(
-            [runner for runner, _ in results] == [1] and DEFAULT_MODULE_ID in results[0][1],
-            GROUP,
-            "`foreach_env_runner_async` with lists sends a share to each idle env runner, "
-            "`fetch_ready_async_reqs` gives (id, result) of those that came back.",
+            DEFAULT_MODULE_ID in answers.get(timeout=60.0).result(),
+            REQUESTS,
+            "an env runner's `apply` calls a function with it; a reference's `future` tells when "
+            "there is a result.",
+        )
+        manager.actors()[1].apply.remote(dies).future().add_done_callback(answers.put)
+        require(
+            isinstance(answers.get(timeout=60.0).exception(), RayError),
+            REQUESTS,
+            "and when there will be none.",
         )
         require(
-            list(group._worker_manager.actors()) == group.healthy_env_runner_ids() == [1],
-            GROUP,
-            "`_worker_manager.actors()` maps ids to the actors, to kill one that hangs.",
+            group._ignore_ray_errors_on_env_runners is False,
+            GATHERING,
+            "`_ignore_ray_errors_on_env_runners` says whether a lost env runner ends the run.",
         )
-        group._worker_manager.set_actor_state(1, healthy=False)
+        manager.set_actor_state(1, healthy=False)
         require(
             group.healthy_env_runner_ids() == [] and group.num_remote_env_runners() == 1,
-            GROUP,
-            "`_worker_manager.set_actor_state` takes a killed env runner out of service.",
+            GATHERING,
+            "`_worker_manager.set_actor_state` takes a lost env runner out of service.",
         )
         require(
-            group._worker_manager.actor_ids() == [1]
-            and not group._worker_manager.is_actor_healthy(1),
-            GROUP,
+            manager.actor_ids() == [1] and not manager.is_actor_healthy(1),
+            GATHERING,
             "`_worker_manager` knows the ids of lost env runners, and which are lost.",
         )
+
+
+def test_episodes_are_pickled_by_their_slots() -> None:
+    _, _, (others, slots), *_ = SingleAgentEpisode().__reduce_ex__(2)
+    require(
+        others is None and {"infos", "_last_added_infos"} <= slots.keys(),
+        PACKING,
+        "an episode is pickled by its slots, of which two hold infos.",
+    )
 
 
 # Algorithm, learner group and learner.

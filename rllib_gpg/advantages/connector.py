@@ -74,6 +74,9 @@ class GroupAdvantageEstimation(ConnectorV2):
     all episodes have the same undiscounted return (the sum over the module's agents).
     """
 
+    # Env runners may leave infos behind. Binning functions and baselines are shown observations.
+    reads_infos = False
+
     def __init__(
         self,
         input_observation_space: gym.Space | None = None,

@@ -19,6 +19,8 @@ class AddEpisodeEnds(ConnectorV2):
     which takes longer than the rest of the pipeline; it leaves columns alone that are there.
     """
 
+    reads_infos = False
+
     @override(ConnectorV2)
     def __call__(
         self,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ from rllib_gpg.learning.batch import (
     shard,
 )
 from rllib_gpg.learning.rl_module import ObservationMoments
+from rllib_gpg.sampling.rollout.nested import map_leaves
 from rllib_gpg.seeding import MAX_SEED, seeded_globally
 
 _DEFAULT_NUM_MINIBATCHES = 4
@@ -63,7 +64,7 @@ class PreparedGroup:
 
 def prepare_group(
     learner_group: LearnerGroup,
-    episodes: list[EpisodeType],
+    episodes: Sequence[EpisodeType],
     *,
     shared_data: dict[str, Any],
     policies_to_train: Any,
@@ -108,11 +109,13 @@ def recurrent_modules(learner_group: LearnerGroup) -> set[ModuleID]:
 
 def run_pipeline(
     learner: Learner,
-    episodes: list[EpisodeType],
+    episodes: Sequence[EpisodeType],
     metrics: MetricsLogger,
     shared_data: dict[str, Any] | None = None,
 ) -> dict[ModuleID, ModuleBatch]:
     """Runs a learner's connector pipeline over a whole group."""
+    # Here, where they are read, they become objects.
+    episodes = list(episodes)
     _make_writable(episodes)
     return learner._learner_connector(
         rl_module=_without_ddp(learner),
@@ -136,7 +139,7 @@ def _try_to_prepare(learner: Learner, **kwargs: Any) -> PreparedGroup | Exceptio
 def _prepare(
     learner: Learner,
     *,
-    episodes: list[EpisodeType],
+    episodes: Sequence[EpisodeType],
     shared_data: dict[str, Any],
     policies_to_train: Any,
     generator: np.random.Generator,
@@ -174,7 +177,7 @@ def _make_writable(episodes: list[EpisodeType]) -> None:
         columns = [episode.observations, episode.actions, episode.rewards]
         for column in (*columns, *episode.extra_model_outputs.values()):
             if column.finalized:
-                column.data = tree.map_structure(
+                column.data = map_leaves(
                     lambda array: array if array.flags.writeable else array.copy(), column.data
                 )
 

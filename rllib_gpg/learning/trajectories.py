@@ -26,6 +26,8 @@ OVER_STEPS, OVER_TRAJECTORIES = "steps", "trajectories"
 class AddTrajectories(ConnectorV2):
     """Adds the columns of trajectory numbers and of loss weights, where the loss asks for them."""
 
+    reads_infos = False
+
     def __init__(
         self,
         *args: Any,

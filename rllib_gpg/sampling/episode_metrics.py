@@ -31,6 +31,9 @@ Key = tuple[str, ...]
 Summary = dict[Key, float]
 """The numbers of one episode, under the names of their means."""
 
+Summaries = dict[Key, list[float]]
+"""The numbers of several episodes, each in those lists whose names it has, in their order."""
+
 _EXTREMES = {
     (EPISODE_LEN_MEAN,): (EPISODE_LEN_MIN, EPISODE_LEN_MAX),
     (EPISODE_RETURN_MEAN,): (EPISODE_RETURN_MIN, EPISODE_RETURN_MAX),
@@ -68,15 +71,24 @@ def summarize(
     return summary
 
 
-def log_episodes(summaries: Iterable[Summary], metrics: MetricsLogger) -> None:
+def in_columns(summaries: Iterable[Summary]) -> Summaries:
+    """Returns the numbers of several episodes, by their names."""
+    columns: defaultdict[Key, list[float]] = defaultdict(list)
+    for summary in summaries:
+        for key, value in summary.items():
+            columns[key].append(value)
+    return dict(columns)
+
+
+def log_episodes(shares: Iterable[Summaries], metrics: MetricsLogger) -> None:
     """Logs the means over all episodes, and the least and greatest lengths and returns.
 
     The mean of an agent or a module is that over the episodes in which it was.
     """
     values: defaultdict[Key, list[float]] = defaultdict(list)
-    for summary in summaries:
-        for key, value in summary.items():
-            values[key].append(value)
+    for summaries in shares:
+        for key, column in summaries.items():
+            values[key] += column
     for key, column in values.items():
         metrics.log_value(key, sum(column) / len(column), reduce="mean")
         if key in _EXTREMES:

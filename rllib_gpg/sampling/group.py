@@ -5,41 +5,30 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
-from ray.rllib.utils.typing import EpisodeType, ResultDict
+from ray.rllib.utils.typing import ResultDict
 
 from rllib_gpg.sampling.connector_states import ConnectorStates
 from rllib_gpg.sampling.episode_metrics import log_episodes
-from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
-from rllib_gpg.sampling.progress import Progress
+from rllib_gpg.sampling.gathering import RemoteGathering
+from rllib_gpg.sampling.ledger import Ledger, SamplingError
+from rllib_gpg.sampling.messages import Share, ShareResult, Weights
+from rllib_gpg.sampling.packing import Episodes
+from rllib_gpg.sampling.requests import Requests
 from rllib_gpg.sampling.standing import Standing
 
 logger = logging.getLogger("ray.rllib")
 
-# Results are fetched together: one that has come waits for the others, but no longer than this.
-_POLL_S = 0.005
-# How often to look whether a lost env runner has come back, when all of them are lost.
-_RESTORE_S = 1.0
-_TAG = "sample_share"
+__all__ = ["Group", "SamplingError", "cut_into_shares", "gather"]
 
 NUM_EPISODES_REDISPATCHED = "num_episodes_redispatched"
-
-
-class SamplingError(RuntimeError):
-    """A group couldn't be completed."""
-
-
-class CancelledSamplingError(SamplingError):
-    """Nobody wants the group any more."""
+NUM_SHARES_DUPLICATED = "num_shares_duplicated"
 
 
 @dataclass(frozen=True)
@@ -49,13 +38,13 @@ class Group:
     Attributes:
         episodes: Exactly `group_size` of them, all sampled with the same weights, and those of
             further rounds; or the pieces of episodes of `group_size` rollouts; none of an
-            evaluation.
+            evaluation. Those from other processes are packed until somebody looks at one.
         metrics: What to log: what the env runners logged meanwhile, and what becomes known here.
         connectors: What the connectors remembered at the end of each share.
         standing: Where each rollout stands, for the next group.
     """
 
-    episodes: list[EpisodeType]
+    episodes: Episodes
     metrics: list[ResultDict]
     connectors: list[ConnectorStates]
     standing: tuple[Standing | None, ...]
@@ -146,8 +135,8 @@ def gather(
         env_runner_group: The env runners, all of them `GroupEnvRunner`s.
         shares: The shares of one group, or of one evaluation.
         weights: The weights to sample them with.
-        config: The algorithm's config: the two timeouts, `max_share_failures` and
-            `env_runner_restore_timeout_s`.
+        config: The algorithm's config: the two timeouts, `max_share_failures`,
+            `duplicate_last_shares` and `env_runner_restore_timeout_s`.
         restore: Tries to bring lost env runners back; called when all are lost.
         further: Returns what else to sample, given the results of all shares so far; asked until
             there is nothing. By default there is nothing.
@@ -159,202 +148,41 @@ def gather(
         CancelledSamplingError: If the group was cancelled.
     """
     results: list[ShareResult] = []
-    num_redispatched = 0
+    num_redispatched = num_duplicated = 0
     while shares:
-        ledger = _Ledger(shares, config.max_share_failures)
+        ledger = Ledger(shares, config.max_share_failures)
         if env_runner_group.num_remote_env_runners() == 0:
             runner = env_runner_group.local_env_runner
             while ledger.waiting:
                 share = ledger.waiting.popleft()
                 ledger.enter(runner.sample_share(share, weights, ledger.progress))
         else:
-            _RemoteGathering(env_runner_group, ledger, weights, config, restore, cancelled).run()
+            with Requests.of(env_runner_group) as requests:
+                RemoteGathering(
+                    env_runner_group,
+                    requests,
+                    ledger,
+                    weights,
+                    config=config,
+                    restore=restore,
+                    cancelled=cancelled,
+                ).run()
         results += [ledger.results[share.index] for share in shares]
         num_redispatched += ledger.num_redispatched
+        num_duplicated += ledger.num_duplicated
         shares = further(results)
     # Over the episodes of all rounds.
     metrics = MetricsLogger(root=False)
-    log_episodes((summary for result in results for summary in result.summaries), metrics)
-    for name, reduce in (("", "sum"), ("_lifetime", "lifetime_sum")):
-        key = f"{NUM_EPISODES_REDISPATCHED}{name}"
-        metrics.log_value(key, num_redispatched, reduce=reduce)
+    log_episodes((result.summaries for result in results), metrics)
+    counts = {NUM_EPISODES_REDISPATCHED: num_redispatched}
+    if config.duplicate_last_shares:
+        counts[NUM_SHARES_DUPLICATED] = num_duplicated
+    for key, count in counts.items():
+        metrics.log_value(key, count, reduce="sum")
+        metrics.log_value(f"{key}_lifetime", count, reduce="lifetime_sum")
     return Group(
-        [episode for result in results for episode in result.episodes],
+        Episodes([result.episodes for result in results]),
         [*(result.metrics for result in results), metrics.reduce()],
         [result.connectors for result in results],
         tuple(standing for result in results for standing in result.standing),
     )
-
-
-class _Ledger:
-    """Which shares of a group wait, which have come back, and how often each has failed."""
-
-    def __init__(self, shares: list[Share], max_failures: int):
-        self.waiting = deque(shares)
-        self.results: dict[int, ShareResult] = {}
-        self.num_redispatched = 0
-        self.progress = Progress(shares)
-        self._num_shares = len(shares)
-        self._max_failures = max_failures
-        self._failures: Counter[int] = Counter()
-
-    @property
-    def is_complete(self) -> bool:
-        return len(self.results) == self._num_shares
-
-    def enter(self, result: ShareResult | ShareFailure) -> None:
-        """Books what an env runner returned for a share."""
-        if isinstance(result, ShareFailure):
-            self.fail(result.share, result.error, result.traceback)
-        else:
-            self.results[result.share.index] = result
-            self.progress.share_is_in(result.share)
-
-    def has_failed(self, share: Share) -> bool:
-        """Whether an earlier attempt at the share failed."""
-        return self._failures[share.index] > 0
-
-    def fail(self, share: Share, why: str, traceback: str = "") -> None:
-        """Books a share that has to be sent out again.
-
-        Raises:
-            SamplingError: If it has failed `max_failures` times.
-        """
-        self._failures[share.index] += 1
-        if self._failures[share.index] >= self._max_failures:
-            raise SamplingError(
-                f"Share {share.index} of {'evaluation' if share.in_evaluation else 'group'} "
-                f"{share.group} failed {self._max_failures} times "
-                f"(`max_share_failures`), the last time with: {why}."
-                + (f" It is sampled with {share.seeds()}." if not share.num_steps else "")
-                + f"\n{traceback}"
-            )
-        logger.warning(f"Sampling {share} again, with the same seeds, because of: {why}")
-        self.waiting.appendleft(share)
-        self.num_redispatched += share.num_episodes
-
-
-@dataclass(frozen=True)
-class _InFlight:
-    """What an env runner is busy with; no share: what a call that was interrupted asked for."""
-
-    share: Share | None
-    since: float
-
-
-class _RemoteGathering:
-    """Hands the next share to whichever env runner is free, until all have come back."""
-
-    def __init__(
-        self,
-        env_runner_group: EnvRunnerGroup,
-        ledger: _Ledger,
-        weights: Weights,
-        config: AlgorithmConfig,
-        restore: Callable[[], Any],
-        cancelled: threading.Event | None,
-    ):
-        self._cancelled = cancelled
-        self._group = env_runner_group
-        self._ledger = ledger
-        self._weights = weights
-        self._config = config
-        self._restore = restore
-        self._timeout_setting = ledger.waiting[0].timeout_setting
-        self._in_flight: dict[int, _InFlight] = {}
-
-    def run(self) -> None:
-        while not self._ledger.is_complete:
-            self._check_is_wanted()
-            healthy = set(self._group.healthy_env_runner_ids())
-            for runner in set(self._in_flight) - healthy:
-                self._lose(runner, f"env runner {runner} is lost")
-            if healthy:
-                self._dispatch(sorted(healthy - set(self._in_flight)))
-                self._collect()
-                self._ledger.progress.say()
-                self._kill_overdue()
-            else:
-                self._wait_for_runners()
-
-    def _dispatch(self, idle: list[int]) -> None:
-        waiting = self._ledger.waiting
-        for runner in idle:
-            share = next((s for s in waiting if self._home(s) in (None, runner)), None)
-            if share is None:
-                continue
-            again = self._ledger.has_failed(share)
-            # Nothing is sent to an env runner that still owes RLlib an answer.
-            is_sent = self._group.foreach_env_runner_async(
-                # Lists: RLlib pairs a scalar with the wrong runner once one is unhealthy.
-                func=["sample_share"],
-                kwargs=[{"share": share, "weights": self._weights, "again": again}],
-                remote_worker_ids=[runner],
-                tag=_TAG,
-            )
-            if is_sent:
-                waiting.remove(share)
-            self._in_flight[runner] = _InFlight(share if is_sent else None, time.monotonic())
-
-    def _home(self, share: Share) -> int | None:
-        """Returns the env runner that has the envs of a share's rollouts; None: any will do.
-
-        Another one would have to repeat their episodes.
-        """
-        if not share.num_steps:
-            return None
-        runners = sorted(self._group._worker_manager.actor_ids())
-        home = runners[share.first // self._config.num_envs_per_env_runner % len(runners)]
-        return home if home in self._group.healthy_env_runner_ids() else None
-
-    def _collect(self) -> None:
-        ready = self._group.fetch_ready_async_reqs(tags=_TAG, timeout_seconds=_POLL_S)
-        for runner, result in ready:
-            in_flight = self._in_flight.pop(runner, None)
-            if in_flight is None or in_flight.share is None:
-                continue
-            asked, got = in_flight.share, result.share
-            if (asked, self._weights.version) == (got, result.weights_version):
-                self._ledger.enter(result)
-            else:
-                # It was asked for by an earlier call; what this one asked for comes next.
-                self._in_flight[runner] = _InFlight(asked, time.monotonic())
-
-    def _kill_overdue(self) -> None:
-        limit = getattr(self._config, self._timeout_setting)
-        if limit is None:
-            return
-        for runner, in_flight in list(self._in_flight.items()):
-            if time.monotonic() - in_flight.since > limit:
-                # A hanging env can't be stopped, only its process; Ray starts the actor again.
-                ray.kill(self._group._worker_manager.actors()[runner], no_restart=False)
-                self._group._worker_manager.set_actor_state(runner, healthy=False)
-                self._lose(
-                    runner,
-                    f"env runner {runner} was killed, because the share took longer than "
-                    f"`{self._timeout_setting}` = {limit} s",
-                )
-
-    def _lose(self, runner: int, why: str) -> None:
-        share = self._in_flight.pop(runner).share
-        if share is not None:
-            self._ledger.fail(share, why)
-
-    def _wait_for_runners(self) -> None:
-        limit = self._config.env_runner_restore_timeout_s
-        logger.warning(f"All env runners are lost; waiting up to {limit} s for one to come back.")
-        deadline = time.monotonic() + limit
-        while not self._group.healthy_env_runner_ids():
-            if time.monotonic() > deadline:
-                raise SamplingError(
-                    f"All {self._group.num_remote_env_runners()} env runners are lost, and none "
-                    f"came back within `env_runner_restore_timeout_s` = {limit} s. Their logs say "
-                    "why."
-                )
-            self._check_is_wanted()
-            time.sleep(_RESTORE_S)
-            self._restore()
-
-    def _check_is_wanted(self) -> None:
-        if self._cancelled is not None and self._cancelled.is_set():
-            raise CancelledSamplingError("The group is no longer wanted.")

@@ -8,7 +8,7 @@ one version behind when its turn comes, and never two.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +40,7 @@ class SampledGroup:
     """
 
     weights: Weights
-    episodes: list[EpisodeType]
+    episodes: Sequence[EpisodeType]
     num_extra_starts: int
     metrics: list[ResultDict]
     connectors: list[ConnectorStates]

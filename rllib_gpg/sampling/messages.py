@@ -11,7 +11,8 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.typing import ModuleID
 
 from rllib_gpg.sampling.connector_states import ConnectorStates
-from rllib_gpg.sampling.episode_metrics import Summary
+from rllib_gpg.sampling.episode_metrics import Summaries
+from rllib_gpg.sampling.packing import PackedEpisodes
 from rllib_gpg.sampling.seeds import Seeds, seed_of_start
 from rllib_gpg.sampling.standing import Standing
 from rllib_gpg.seeding import EVALUATION, GROUP
@@ -127,7 +128,7 @@ def _settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Weights:
-    """The policy that a group is sampled with.
+    """What a group is sampled with: the policy, and what goes with it.
 
     Attributes:
         version: Different for any two states that one algorithm hands out; an env runner loads
@@ -137,12 +138,14 @@ class Weights:
         connectors: What the connectors remembered when the version was made; each share begins
             with it.
         changes: What must have changed about the modules before.
+        infos: Whether to send the infos of episodes: something may read them.
     """
 
     version: int
     state: Any
     connectors: ConnectorStates = field(default_factory=dict)
     changes: ModuleChanges = field(default_factory=ModuleChanges)
+    infos: bool = True
 
 
 @dataclass(frozen=True)
@@ -151,18 +154,17 @@ class ShareResult:
 
     Attributes:
         share: The share.
-        weights_version: The version of the weights that it was sampled with.
-        episodes: The episodes; none if the share is part of an evaluation.
-        summaries: What to log of each episode.
+        episodes: The episodes, packed if they come from another process; none if the share is part
+            of an evaluation.
+        summaries: What to log of each episode that is over.
         metrics: What the env runner and the user's callbacks logged meanwhile.
         connectors: What the connectors remember at the end of the share; nothing in evaluation.
         standing: Where the rollouts stand at the end of the share.
     """
 
     share: Share
-    weights_version: int
-    episodes: list[Any]
-    summaries: list[Summary]
+    episodes: list[Any] | PackedEpisodes
+    summaries: Summaries
     metrics: dict[str, Any]
     connectors: ConnectorStates
     standing: list[Standing | None] = field(default_factory=list)
@@ -177,6 +179,5 @@ class ShareFailure:
     """
 
     share: Share
-    weights_version: int
     error: str
     traceback: str

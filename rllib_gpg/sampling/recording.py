@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class EpisodeRecorder:
             self._folder = f"{_located(config)}/{_env_name(config.env)}"
             self._write_kwargs = _filesystem(config) | config.output_write_method_kwargs
 
-    def take(self, episodes: list[SingleAgentEpisode]) -> None:
+    def take(self, episodes: Sequence[SingleAgentEpisode]) -> None:
         """Takes down a group as it was sampled; learner connectors may change episodes.
 
         It replaces a group that was never trained on, because its iteration was interrupted.

@@ -1,4 +1,4 @@
-"""Says what it is that an env runner can't send to the algorithm."""
+"""Packs what an env runner sends to the algorithm, and says what it is that can't be sent."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from ray import cloudpickle
 from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from ray.rllib.utils.typing import EpisodeType
 
+from rllib_gpg.sampling.packing import PackedEpisodes, pack
 
-def check_can_be_sent(episodes: list[EpisodeType]) -> None:
-    """Refuses episodes that can't be pickled; of these, Ray only says that the task failed.
+
+def pack_to_send(episodes: list[EpisodeType], *, infos: bool) -> PackedEpisodes:
+    """Packs the episodes of a share.
+
+    Args:
+        episodes: The episodes.
+        infos: Whether infos are sent too.
 
     Raises:
         TypeError: Names what can't be pickled: most likely something in an info.
     """
-    error = _pickling_error(episodes)
-    if error is None:
-        return
-    for where, value in _named_values(episodes):
+    try:
+        return pack(episodes, infos=infos)
+    except Exception as raised:  # Objects raise whatever they like when they are pickled.
+        error = raised
+    for where, value in _named_values(episodes, infos=infos):
         reason = _pickling_error(value)
         if reason is not None:
             raise TypeError(
@@ -36,10 +43,11 @@ def what_can_be_sent(info: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in info.items() if _pickling_error(value) is None}
 
 
-def _named_values(episodes: list[EpisodeType]) -> Iterator[tuple[str, Any]]:
+def _named_values(episodes: list[EpisodeType], *, infos: bool) -> Iterator[tuple[str, Any]]:
     for episode in episodes:
         alone = not isinstance(episode, MultiAgentEpisode)
-        for part in [episode] if alone else episode.agent_episodes.values():
+        parts = [episode] if alone else episode.agent_episodes.values()
+        for part in parts if infos else []:
             for t, info in enumerate(part.get_infos()):
                 for key, value in info.items():
                     yield f"The info {key!r} at step {t} of episode {episode.id_}", value
@@ -50,6 +58,6 @@ def _named_values(episodes: list[EpisodeType]) -> Iterator[tuple[str, Any]]:
 def _pickling_error(value: Any) -> Exception | None:
     try:
         cloudpickle.dumps(value)
-    except Exception as error:  # Objects raise whatever they like when they are pickled.
+    except Exception as error:
         return error
     return None

@@ -23,14 +23,14 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.typing import EpisodeType, StateDict
 
 from rllib_gpg.sampling.connector_states import Connectors
-from rllib_gpg.sampling.episode_metrics import summarize
+from rllib_gpg.sampling.episode_metrics import in_columns, summarize
 from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
 from rllib_gpg.sampling.progress import Progress
 from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
 from rllib_gpg.sampling.rollout.loop import Envs, run
 from rllib_gpg.sampling.rollout.schedule import Schedule, WholeEpisodes
 from rllib_gpg.sampling.seeds import Seeds
-from rllib_gpg.sampling.sending import check_can_be_sent
+from rllib_gpg.sampling.sending import pack_to_send
 from rllib_gpg.sampling.standing import Standing, standing_after, take_up
 from rllib_gpg.seeding import seeded_globally
 
@@ -62,12 +62,7 @@ class ShareSamplingEnvRunner(EnvRunner):
         self._rollouts: Share | None = None
 
     def sample_share(
-        self,
-        share: Share,
-        weights: Weights,
-        progress: Progress | None = None,
-        *,
-        again: bool = False,
+        self, share: Share, weights: Weights, progress: Progress | None = None
     ) -> ShareResult | ShareFailure:
         """Samples one share of a group with the given weights.
 
@@ -76,7 +71,6 @@ class ShareSamplingEnvRunner(EnvRunner):
             weights: The weights to sample them with, loaded unless they are in place already, and
                 what the connectors remember at the beginning of the share, and after it again.
             progress: Is told how far the share has come. Default None: nobody is.
-            again: Whether an earlier attempt failed. What can't be sent is looked for then.
 
         Returns:
             The share's episodes, metrics, and what its connectors remember at its end; or what
@@ -96,9 +90,9 @@ class ShareSamplingEnvRunner(EnvRunner):
                 # What an evaluation adds is used by nobody, as with RLlib's PPO.
                 connectors = {} if share.in_evaluation else self.connectors.get_states()
             # An evaluation's episodes are as large as a group's, and nobody asks for them.
-            sent = [] if share.in_evaluation else episodes
-            if again and self.worker_index:
-                check_can_be_sent(sent)
+            sent: Any = [] if share.in_evaluation else episodes
+            if self.worker_index:
+                sent = pack_to_send(sent, infos=weights.infos)
         except BaseException as error:  # Also an interrupt, if the env runner is the driver's own.
             self._is_env_broken = True
             # Episodes that don't count aren't logged either.
@@ -108,16 +102,15 @@ class ShareSamplingEnvRunner(EnvRunner):
                 raise
             # Reported by the caller; see `ShareFailure`.
             words = f"{error!r} in env {self.config.env!r}"
-            return ShareFailure(share, weights.version, words, traceback.format_exc())
+            return ShareFailure(share, words, traceback.format_exc())
         # The algorithm logs them, over all shares.
         self._done_episodes_for_metrics.clear()
         earlier = {s.episode.id_: s.earlier_return for s in share.standing if s is not None}
         return ShareResult(
             # Where it began is known where it came from.
             dataclasses.replace(share, standing=()),
-            weights.version,
             sent,
-            [summarize(e, earlier.get(e.id_, 0.0)) for e in episodes if e.is_done],
+            in_columns(summarize(e, earlier.get(e.id_, 0.0)) for e in episodes if e.is_done),
             self.get_metrics(),
             connectors,
             [self._stands.get(index) for index in self._envs_of(share)],

@@ -17,6 +17,7 @@ from ray.rllib.utils.typing import EpisodeType
 from rllib_gpg.advantages.returns import are_equal
 from rllib_gpg.sampling.group import cut_into_shares
 from rllib_gpg.sampling.messages import Share, ShareResult
+from rllib_gpg.sampling.packing import ids_of
 
 # A metric: how many starts were drawn beyond those of the group.
 NUM_EXTRA_STARTS = "num_extra_starts"
@@ -32,7 +33,7 @@ def starts_of(episodes: Sequence[EpisodeType], config: AlgorithmConfig) -> dict[
     per_start: int = config.episodes_per_start
     if per_start == 1:
         return None
-    return {episode.id_: number // per_start for number, episode in enumerate(episodes)}
+    return {id_: number // per_start for number, id_ in enumerate(ids_of(episodes))}
 
 
 class StartsOfGroup:
@@ -66,7 +67,7 @@ class StartsOfGroup:
         """
         if self._num_sampled == self._max_starts:
             return []
-        returns = [s[EPISODE_RETURN_MEAN,] for result in results for s in result.summaries]
+        returns = [r for result in results for r in result.summaries[EPISODE_RETURN_MEAN,]]
         return_MG = np.reshape(returns, (-1, self._config.episodes_per_start))
         idle = [m for m, start in enumerate(self._in_place) if are_equal(return_MG[start])]
         idle = idle[: self._max_starts - self._num_sampled]
@@ -82,13 +83,13 @@ class StartsOfGroup:
             after=[result.share for result in results],
         )
 
-    def in_group(self, episodes: Sequence[Any]) -> list[Any]:
+    def in_group(self, episodes: Sequence[Any]) -> Sequence[Any]:
         """Returns the episodes of the group, out of all that were sampled for it, in their order.
 
         What rollouts have given is returned as it is.
         """
         if self.num_extra == 0:
-            return list(episodes)
+            return episodes
         per_start = self._config.episodes_per_start
         firsts = self._in_place * per_start
         return [e for first in firsts for e in episodes[first : first + per_start]]

@@ -41,6 +41,10 @@ def _sampling(config: AlgorithmConfig) -> Iterator[str]:
             "`sample_ahead=1` needs remote env runners, which sample while this process learns: "
             "set `env_runners(num_env_runners=..)` above 0, or leave `sample_ahead` at 0."
         )
+    if not isinstance(config.duplicate_last_shares, bool):
+        yield (
+            f"`duplicate_last_shares` must be True or False, got {config.duplicate_last_shares!r}."
+        )
     if config.use_env_runner_state_server:
         yield (
             "`use_env_runner_state_server=True` is for algorithms that sample while they learn "
@@ -86,6 +90,12 @@ def _rollouts(config: AlgorithmConfig) -> Iterator[str]:
         yield (
             "`batch_mode='truncate_episodes'` needs an `episode_lookback_horizon` of at least 1: a "
             "recurrent module goes on from the state that it had before the cut."
+        )
+    if config.duplicate_last_shares:
+        yield (
+            "`duplicate_last_shares` needs whole episodes: rollouts (`batch_mode="
+            "'truncate_episodes'`) go on in envs of their own, and another env runner would have "
+            "to repeat their episodes first. Remove one of the settings."
         )
     per_share = config.episodes_per_share
     if per_share is not None and per_share > config.num_envs_per_env_runner:

@@ -25,6 +25,7 @@ _COMMON_TO_MODULES = frozenset(
         "episodes_per_start",
         "max_extra_starts",
         "episodes_per_share",
+        "duplicate_last_shares",
         "max_episode_steps",
         "num_epochs",
         "num_minibatches",

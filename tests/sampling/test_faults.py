@@ -17,12 +17,13 @@ import pytest
 import ray
 from ray import tune
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.learner import AddInfosFromEpisodesToTrainBatch
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from scipy.stats import binomtest
 
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling import SamplingError
-from rllib_gpg.sampling.group import _RemoteGathering
+from rllib_gpg.sampling.gathering import RemoteGathering
 from tests.envs import (
     Broken,
     ComingAndGoing,
@@ -195,11 +196,17 @@ def test_users_metrics_count_no_episode_of_a_failed_share(num_env_runners: int) 
 
 @pytest.mark.slow
 def test_what_cant_be_sent_is_named() -> None:
-    with built(small_config(TellsTooMuch)) as algo:
-        # One process needs to send nothing.
-        algo.train()
     config = small_config(TellsTooMuch).env_runners(num_env_runners=1)
     config.fault_tolerance(env_runner_restore_timeout_s=30.0)
+    with built(config) as algo:
+        # Nobody reads it, so that it needn't be sent.
+        algo.train()
+    config = config.copy(copy_frozen=False).learners(
+        learner_connector=lambda *spaces: AddInfosFromEpisodesToTrainBatch()
+    )
+    with built(config.copy().env_runners(num_env_runners=0)) as algo:
+        # One process needs to send nothing.
+        algo.train()
     with (
         built(config) as algo,
         pytest.raises(SamplingError, match=r"The info 'handle' at step 3 .* can't be pickled"),
@@ -222,7 +229,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     try:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             # Called in each round of the loop, after shares were handed out.
-            patch.setattr(_RemoteGathering, "_kill_overdue", interrupt)
+            patch.setattr(RemoteGathering, "_collect", interrupt)
             yield
     finally:
         signal.signal(signal.SIGINT, handler)

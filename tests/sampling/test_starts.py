@@ -369,9 +369,7 @@ def rounds(returns_of: dict[int, list[float]], num_starts: int, most: int) -> li
     while shares:
         sampled.append([share.first // per_start for share in shares])
         for share in shares:
-            summaries = [
-                {("episode_return_mean",): r} for r in returns_of[share.first // per_start]
-            ]
+            summaries = {("episode_return_mean",): returns_of[share.first // per_start]}
             results.append(SimpleNamespace(share=share, summaries=summaries))
         shares = starts.further(results)
     # None draws the actions of another.

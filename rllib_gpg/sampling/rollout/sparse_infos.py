@@ -1,9 +1,9 @@
-"""The infos of an episode, most of which are empty."""
+"""The infos of an episode: most of them empty, or left behind where they were sampled."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 from ray.rllib.utils.annotations import override
@@ -44,3 +44,39 @@ class SparseInfos(InfiniteLookbackBuffer):
     def __len__(self) -> int:
         """How many infos there are, without making them."""
         return self._num_infos if self._list is None else super().__len__()
+
+
+class InfosLeftBehind(InfiniteLookbackBuffer):
+    """In the place of the infos of an episode that was sent without them.
+
+    Whoever reads one after all is told why there are none, instead of going on with empty ones.
+    """
+
+    def __init__(self, num_infos: int, lookback: int):
+        """Takes how many there were, without those to look back at, and how many of the latter."""
+        self._num_infos = num_infos
+        self.lookback, self.finalized, self.space = lookback, False, None
+
+    @property
+    def data(self) -> NoReturn:
+        """Raises an error."""
+        raise RuntimeError(
+            "The infos of this episode stayed on its env runner, because nothing said that it "
+            "reads them. Learner connector pieces of one's own are given infos, unless their class "
+            "says `reads_infos = False`."
+        )
+
+    @override(InfiniteLookbackBuffer)
+    def __len__(self) -> int:
+        """How many infos there were."""
+        return self._num_infos
+
+    @override(InfiniteLookbackBuffer)
+    def len_incl_lookback(self) -> int:
+        """How many infos there were, with those to look back at."""
+        return self._num_infos + self.lookback
+
+    @override(InfiniteLookbackBuffer)
+    def __repr__(self) -> str:
+        """Says how many there were."""
+        return f"{type(self).__name__}({self._num_infos})"
