@@ -3,8 +3,8 @@
 The envs wait instead of computing, as if the simulator were elsewhere, so that many env runners
 fit on a small machine. Run with 2 cores and 12 GB of memory::
 
-    python benchmarks/scaling.py                 # all four tables
-    python benchmarks/scaling.py --only weak     # one of them
+    python -m benchmarks.scaling                 # all five tables
+    python -m benchmarks.scaling --only weak     # one of them
 
 Nothing is learned; the first three tables are about `rllib_gpg.sampling.group.gather`:
 
@@ -16,13 +16,17 @@ Nothing is learned; the first three tables are about `rllib_gpg.sampling.group.g
 - shares: `episodes_per_share` with 16 envs per runner. One native vector env per runner, of which
   a step takes 10 ms however many of its envs still run; episodes of 20 to 180 steps; all runners
   alike, and one of the four 4 times slower. Small shares leave envs idle, large ones leave runners
-  idle.
+  idle; `duplicate_last_shares` lets the latter help.
 - slow: four runners with one env each, one of them 4 times slower than the others, all episodes of
   the same length; the group's time over the ideal time, which is total work / total speed (of
   steps with all that is around the wait, as measured on the slow runner). A share of one episode,
-  the default here, against a static split (N/4 episodes per share).
+  the default here, against a static split (N/4 episodes per share), and that with
+  `duplicate_last_shares`.
 - results: what the driver needs to take in the steps of a share, without infos (CartPole) and with
-  nine numbers of infos per step (HalfCheetah; needs the extra `examples`).
+  nine numbers of infos per step (HalfCheetah; needs the extra `examples`); packed, as it comes,
+  and opened, where it is read.
+- driver: 100, 400 and 1,000 stand-ins for env runners, whose answers come due on a clock, and what
+  Ray costs; see benchmarks/driver.py.
 """
 
 from __future__ import annotations
@@ -30,102 +34,25 @@ from __future__ import annotations
 import argparse
 import pickle
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import ray
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
-from ray.tune import register_env
 
 from benchmarks.driver import EPISODES_PER_SHARE, driver_table, real_actors
+from benchmarks.waiting_envs import EPISODE_STEPS, WaitingEnv, slow_down_first
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling.group import cut_into_shares, gather
 from rllib_gpg.sampling.messages import Weights
+from rllib_gpg.sampling.packing import Episodes, PackedEpisodes, pack
 
 SEED = 0
-OBSERVATION_SPACE = gym.spaces.Box(-1.0, 1.0, (8,), np.float32)  # as LunarLander
-ACTION_SPACE = gym.spaces.Discrete(4)
-EPISODE_STEPS = 100
 STEP_S = 0.01
-
-
-def slow_down_first(*, env_runner: Any, env: Any, env_context: Any, **kwargs: Any) -> None:
-    """Makes the envs of env runner 1 slower by `slow_down` of the env's config."""
-    if env_runner.worker_index == 1:
-        for sub_env in getattr(env.unwrapped, "envs", [env]):
-            sub_env.unwrapped.step_s *= env_context["slow_down"]
-
-
-class WaitingEnv(gym.Env):
-    """Waits at each step; `EPISODE_STEPS` steps an episode."""
-
-    observation_space = OBSERVATION_SPACE
-    action_space = ACTION_SPACE
-
-    def __init__(self, config: Mapping[str, Any]):
-        """Takes `step_s`, the seconds that a step takes."""
-        self.step_s = config["step_s"]
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        """Begins an episode at once."""
-        super().reset(seed=seed)
-        self._num_steps = 0
-        return np.zeros(OBSERVATION_SPACE.shape, np.float32), {}
-
-    def step(self, action: Any) -> Any:
-        """Waits."""
-        time.sleep(self.step_s)
-        self._num_steps += 1
-        observation = np.zeros(OBSERVATION_SPACE.shape, np.float32)
-        return observation, 1.0, self._num_steps >= EPISODE_STEPS, False, {}
-
-
-class WaitingVectorEnv(VectorEnv):
-    """Waits once per step of all its envs; episodes of 20 to 180 steps."""
-
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
-
-    def __init__(self, config: Mapping[str, Any]):
-        """Takes `num_envs`, and what `WaitingEnv` takes."""
-        self.step_s = config["step_s"]
-        self.num_envs = num_envs = config["num_envs"]
-        self.single_observation_space = OBSERVATION_SPACE
-        self.single_action_space = ACTION_SPACE
-        self.observation_space = batch_space(OBSERVATION_SPACE, num_envs)
-        self.action_space = batch_space(ACTION_SPACE, num_envs)
-        self._left = np.zeros(num_envs, np.int64)
-
-    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
-        """Draws the lengths of all episodes."""
-        super().reset(seed=seed)
-        self._left = self._lengths()
-        return self._observations(), {}
-
-    def step(self, actions: Any) -> Any:
-        """Waits; an env whose episode is over begins the next instead of stepping."""
-        time.sleep(self.step_s)
-        was_over = self._left == 0
-        self._left = np.where(was_over, self._lengths(), self._left - 1)
-        rewards, none = np.where(was_over, 0.0, 1.0), np.zeros(self.num_envs, np.bool_)
-        return self._observations(), rewards, self._left == 0, none, {}
-
-    def _lengths(self) -> np.ndarray:
-        spread = 80
-        low, high = EPISODE_STEPS - spread, EPISODE_STEPS + spread
-        return self.np_random.integers(low, high, self.num_envs, endpoint=True)
-
-    def _observations(self) -> np.ndarray:
-        return np.zeros(self.observation_space.shape, np.float32)
-
-
-register_env("waiting-vector", WaitingVectorEnv)
 
 
 @dataclass(frozen=True)
@@ -160,12 +87,17 @@ class Sampler:
         """Starts more env runners, and waits for them."""
         self._algo.env_runner_group.add_workers(num, validate=True)
 
-    def gather(self, group_size: int, episodes_per_share: int | None = None) -> Gathering:
-        """Gathers a group with all env runners there are."""
+    def gather(
+        self, group_size: int, episodes_per_share: int | None = None, *, duplicate: bool = False
+    ) -> Gathering:
+        """Gathers a group with all env runners there are, once none is busy any more."""
+        self._algo.env_runner_group.foreach_env_runner("ping", local_env_runner=False)
         config = self._algo.config.copy(copy_frozen=False)
         config.training(group_size=group_size)
         config.env_runners(
-            num_env_runners=self.num_env_runners, episodes_per_share=episodes_per_share
+            num_env_runners=self.num_env_runners,
+            episodes_per_share=episodes_per_share,
+            duplicate_last_shares=duplicate,
         )
         shares = cut_into_shares(config, SEED, self._num_groups)
         self._num_groups += 1
@@ -257,7 +189,9 @@ def print_driver_costs(seen: list[Gathering]) -> None:
     )
 
 
-def trade_off(sizes: list[int], num_env_runners: int, group_size: int, slow_down: int) -> None:
+def trade_off(
+    sizes: list[int], num_env_runners: int, group_size: int, slow_down: int, step_s: float
+) -> None:
     """Prints the second table, for env runners of which one is `slow_down` times slower."""
     num_envs = 16
     print(
@@ -266,24 +200,28 @@ def trade_off(sizes: list[int], num_env_runners: int, group_size: int, slow_down
         + ("all alike" if slow_down == 1 else f"one of them {slow_down} times slower")
     )
     print(
-        f"{'per share':>10}{'shares':>8}{'seconds':>9}{'/ ideal':>9}{'driver CPU ms/episode':>23}"
+        f"{'per share':>10}{'shares':>8}{'seconds':>9}{'/ ideal':>9}{'with duplicates':>17}"
+        f"{'driver CPU ms/episode':>23}"
     )
     config = base_config(num_env_runners).environment(
-        "waiting-vector", env_config={"step_s": STEP_S, "slow_down": slow_down}
+        "waiting-vector", env_config={"step_s": step_s, "slow_down": slow_down}
     )
     config.env_runners(
         num_envs_per_env_runner=num_envs, gym_env_vectorize_mode="vector_entry_point"
     ).callbacks(on_environment_created=slow_down_first)
-    speed = num_envs * (num_env_runners - 1 + 1 / slow_down) / STEP_S
+    speed = num_envs * (num_env_runners - 1 + 1 / slow_down) / step_s
     with sampler(config) as runners:
         for size in sizes:
             group = runners.gather(group_size, size)
             # All envs of all runners at work, all the time.
             ideal = group.num_steps / speed
             seconds = group.seconds
+            again = runners.gather(group_size, size, duplicate=True)
+            # Another group, with other lengths.
+            ratio = again.seconds / (again.num_steps / speed)
             print(
                 f"{size:>10}{group.num_results:>8}{seconds:>9.2f}{seconds / ideal:>9.2f}"
-                f"{group.cpu_seconds / group.num_episodes * 1e3:>23.2f}",
+                f"{ratio:>17.2f}{group.cpu_seconds / group.num_episodes * 1e3:>23.2f}",
                 flush=True,
             )
 
@@ -306,11 +244,15 @@ def slow_runner(group_size: int, step_s: float) -> None:
         fast_s = slow_s - (slow_down - 1) * step_s
         ideal = group_size * EPISODE_STEPS / ((num_env_runners - 1) / fast_s + 1 / slow_s)
         print(f"measured: {slow_s * 1e3:.2f} ms and {fast_s * 1e3:.2f} ms; ideal {ideal:.2f} s")
-        print(f"{'':<16}{'per share':>10}{'seconds':>9}{'/ ideal':>9}{'to reach':>10}")
-        for name, size, limit in (("default", None, "1.2"), ("static split", static, "-")):
-            seconds = runners.gather(group_size, size).seconds
+        print(f"{'':<30}{'per share':>10}{'seconds':>9}{'/ ideal':>9}{'to reach':>10}")
+        for name, size, duplicate, limit in (
+            ("default", None, False, "1.2"),
+            ("static split", static, False, "-"),
+            ("static split, duplicates", static, True, "1.6"),
+        ):
+            seconds = runners.gather(group_size, size, duplicate=duplicate).seconds
             print(
-                f"{name:<16}{size or 1:>10}{seconds:>9.2f}{seconds / ideal:>9.2f}{limit:>10}",
+                f"{name:<30}{size or 1:>10}{seconds:>9.2f}{seconds / ideal:>9.2f}{limit:>10}",
                 flush=True,
             )
 
@@ -318,37 +260,42 @@ def slow_runner(group_size: int, step_s: float) -> None:
 def result_sizes(num_episodes: int, repetitions: int) -> None:
     """Prints the fourth table."""
     print(f"\nTaking in a share of {num_episodes} episodes from Ray's object store")
-    print(f"{'':<16}{'steps':>8}{'bytes/step':>12}{'driver CPU us/step':>20}")
+    print(f"{'':<34}{'steps':>8}{'bytes/step':>12}{'driver CPU us/step':>20}{'opening':>9}")
     for env in ("CartPole-v1", "HalfCheetah-v5"):
         config = base_config(0).environment(env).env_runners(num_envs_per_env_runner=num_episodes)
         with sampler(config) as runners:
             episodes = runners.sample(num_episodes)
         num_steps = sum(map(len, episodes))
-        # In another process, as an env runner's result is.
-        result = _handed_over.remote(episodes)
-        num_bytes = ray.get(_num_bytes.remote(episodes))
-        ray.wait([result], fetch_local=True)
-        cpu_seconds = []
-        for _ in range(repetitions):
-            start = time.process_time()
-            ray.get(result)
-            cpu_seconds.append(time.process_time() - start)
-        print(
-            f"{env:<16}{num_steps:>8,}{num_bytes / num_steps:>12.0f}"
-            f"{median(cpu_seconds) / num_steps * 1e6:>20.2f}",
-            flush=True,
-        )
+        for infos in (False, True):
+            packed = pack(episodes, infos=infos)
+            # In another process, as an env runner's result is.
+            result = _handed_over.remote(packed)
+            num_bytes = ray.get(_num_bytes.remote(packed))
+            ray.wait([result], fetch_local=True)
+            taken, opened = [], []
+            for _ in range(repetitions):
+                start = time.process_time()
+                got = ray.get(result)
+                taken.append(time.process_time() - start)
+                list(Episodes([got]))
+                opened.append(time.process_time() - start - taken[-1])
+            print(
+                f"{env + (', with infos' if infos else ', without'):<34}{num_steps:>8,}"
+                f"{num_bytes / num_steps:>12.0f}{median(taken) / num_steps * 1e6:>20.3f}"
+                f"{median(opened) / num_steps * 1e6:>9.3f}",
+                flush=True,
+            )
 
 
 @ray.remote
-def _handed_over(episodes: list[Any]) -> list[Any]:
-    return episodes
+def _handed_over(packed: PackedEpisodes) -> PackedEpisodes:
+    return packed
 
 
 @ray.remote
-def _num_bytes(episodes: list[Any]) -> int:
+def _num_bytes(packed: PackedEpisodes) -> int:
     buffers: list[pickle.PickleBuffer] = []
-    pickled = pickle.dumps(episodes, protocol=5, buffer_callback=buffers.append)
+    pickled = pickle.dumps(packed, protocol=5, buffer_callback=buffers.append)
     return len(pickled) + sum(buffer.raw().nbytes for buffer in buffers)
 
 
@@ -363,6 +310,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=2, help="of the first table")
     parser.add_argument("--shares", type=int, nargs="+", default=[4, 8, 16, 32, 64])
     parser.add_argument("--shares-group-size", type=int, default=256)
+    parser.add_argument("--shares-step-ms", type=float, default=STEP_S * 1e3)
     parser.add_argument("--slow-group-size", type=int, default=64)
     parser.add_argument("--slow-step-ms", type=float, default=5.0)
     parser.add_argument("--stand-ins", type=int, nargs="+", default=[100, 400, 1000])
@@ -383,7 +331,7 @@ def main() -> None:
         weak_scaling(sorted(args.env_runners), args.episodes_per_runner, args.repetitions)
     if args.only in (None, "shares"):
         for slow_down in (1, 4):
-            trade_off(args.shares, 4, args.shares_group_size, slow_down)
+            trade_off(args.shares, 4, args.shares_group_size, slow_down, args.shares_step_ms / 1e3)
     if args.only in (None, "slow"):
         slow_runner(args.slow_group_size, args.slow_step_ms / 1e3)
     if args.only in (None, "results"):
