@@ -34,7 +34,7 @@ from gymnasium.vector.utils import batch_space
 from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 from ray.tune import register_env
 
-from rllib_gpg.sampling.rollout.nested import map_leaves
+from rllib_gpg.nested import map_leaves
 
 # What EnvPool adds to the infos of every env, for its own use.
 _BOOKKEEPING = ("env_id", "players", "elapsed_step")

@@ -36,7 +36,7 @@ from rllib_gpg.learning.batch import (
     shard,
 )
 from rllib_gpg.learning.rl_module import ObservationMoments
-from rllib_gpg.sampling.rollout.nested import map_leaves
+from rllib_gpg.nested import map_leaves
 from rllib_gpg.seeding import MAX_SEED, seeded_globally
 
 _DEFAULT_NUM_MINIBATCHES = 4

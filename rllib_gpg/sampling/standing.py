@@ -12,7 +12,7 @@ import numpy as np
 import tree
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from rllib_gpg.sampling.rollout.nested import row
+from rllib_gpg.nested import row
 from rllib_gpg.sampling.rollout.schedule import Rollouts
 from rllib_gpg.sampling.rollout.vector_env import SubEnvs
 from rllib_gpg.sampling.seeds import seeds_of_rollout

@@ -21,7 +21,7 @@ from ray.rllib.utils.spaces.space_utils import (
 )
 from torch import Tensor
 
-from rllib_gpg.sampling.rollout.nested import map_leaves
+from rllib_gpg.nested import map_leaves
 
 _LOG_SQRT_2_PI = math.log(math.sqrt(2 * math.pi))
 

@@ -35,10 +35,10 @@ from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from rllib_gpg.nested import map_leaves
 from rllib_gpg.sampling.rollout.actions import DrawActions, fit_for
 from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
 from rllib_gpg.sampling.rollout.episode_columns import EpisodeColumns
-from rllib_gpg.sampling.rollout.nested import map_leaves
 from rllib_gpg.sampling.rollout.sparse_infos import SparseInfos
 from rllib_gpg.sampling.rollout.vector_env import Resets, Steps
 from rllib_gpg.sampling.sending import what_can_be_sent

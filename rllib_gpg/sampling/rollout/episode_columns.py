@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ray.rllib.core.columns import Columns
 
-from rllib_gpg.sampling.rollout.nested import map_leaves
+from rllib_gpg.nested import map_leaves
 
 # A block of observations takes up about so many bytes, but has at least and at most so many steps.
 _BLOCK_BYTES = 2**20

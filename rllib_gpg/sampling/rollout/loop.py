@@ -12,8 +12,8 @@ import tree
 from ray.rllib.utils.metrics import ENV_RESET_TIMER, ENV_STEP_TIMER
 from ray.rllib.utils.typing import EpisodeType
 
+from rllib_gpg.nested import row
 from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
-from rllib_gpg.sampling.rollout.nested import row
 from rllib_gpg.sampling.rollout.schedule import Schedule, Seeded
 
 logger = logging.getLogger("ray.rllib")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from rllib_gpg.sampling.rollout.nested import row
+from rllib_gpg.nested import row
 
 Seeded = dict[int, int | None]
 """Env index -> the seed of the episode that begins there, or None for a random one."""

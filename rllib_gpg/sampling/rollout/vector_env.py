@@ -22,7 +22,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from gymnasium.wrappers.vector import DictInfoToList
 from ray.rllib.utils.spaces.space_utils import batch, unbatch
 
-from rllib_gpg.sampling.rollout.nested import map_leaves, row
+from rllib_gpg.nested import map_leaves, row
 from rllib_gpg.sampling.rollout.schedule import Seeded
 
 
