@@ -194,3 +194,26 @@ def test_a_batch_of_an_unknown_module_is_refused() -> None:
             learner.update(batch=batch)
         with pytest.raises(ValueError, match="data_iterators"):
             learner.update(data_iterators=[1])
+
+
+@pytest.mark.slow
+# PyTorch's own compiler uses what PyTorch has deprecated.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("what", ["forward_train", "complete_update"])
+def test_a_compiled_learner_moves_the_policy_the_same(what: str) -> None:
+    """RLlib's `torch_compile_learner`, without a compiler to wait for."""
+    weights = []
+    for is_compiled in (False, True):
+        config = small_config(ShortOrLong, lr=0.01).framework(
+            torch_compile_learner=is_compiled,
+            torch_compile_learner_what_to_compile=what,
+            torch_compile_learner_dynamo_backend="eager",
+        )
+        with built(config) as algo:
+            for _ in range(2):
+                algo.train()
+            state = algo.learner_group.get_state()["learner"]["rl_module"]["default_policy"]
+            weights.append({k.replace("_orig_mod.", ""): v for k, v in state.items()})
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        np.testing.assert_allclose(value, weights[1][name], rtol=1e-4, atol=1e-5)
