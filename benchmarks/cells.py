@@ -99,8 +99,14 @@ def where() -> dict[str, Any]:
     }
 
 
-def run_all(cells: Iterable[Cell], run: CellFunction, jobs: int) -> None:
+def run_all(cells: Iterable[Cell], run: CellFunction, jobs: int, num_cpus: int = 1) -> None:
     """Runs the cells that have no file yet, `jobs` at a time, and says how far it is.
+
+    Args:
+        cells: The cells.
+        run: What runs one.
+        jobs: How many at a time.
+        num_cpus: How many CPUs Ray is told of for each: one more than a cell has remote actors.
 
     Raises:
         Exception: What the first cell that failed raised, after all others have been run.
@@ -114,6 +120,7 @@ def run_all(cells: Iterable[Cell], run: CellFunction, jobs: int) -> None:
         jobs,
         multiprocessing.get_context("spawn"),
         _quiet_process,
+        (num_cpus,),
         max_tasks_per_child=CELLS_PER_PROCESS,
     )
     with pool:
@@ -134,7 +141,7 @@ def run_all(cells: Iterable[Cell], run: CellFunction, jobs: int) -> None:
         raise failure
 
 
-def _quiet_process() -> None:
+def _quiet_process(num_cpus: int) -> None:
     import logging
     import threading
 
@@ -147,7 +154,7 @@ def _quiet_process() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     ray.init(
-        num_cpus=1,
+        num_cpus=num_cpus,
         object_store_memory=128 * 2**20,
         include_dashboard=False,
         log_to_driver=False,

@@ -19,9 +19,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmarks.bootstrap import mean_and_error
 from benchmarks.cells import Cell, last_return, run_all, status
-from benchmarks.evidence.tables import markdown
+from benchmarks.evidence.tables import markdown, spread
 from benchmarks.reporting import COLOURS, DOCS, results_of, save, write_table
 from benchmarks.training import EndedEpisodes, after, settings_of, train
 from rllib_gpg import GPGConfig, presets
@@ -73,7 +72,7 @@ def report() -> None:
         for method in METHODS
         for env in TASKS
     }
-    rows = [[f"`{method}`", *(_shown(returns[method, env]) for env in TASKS)] for method in METHODS]
+    rows = [[f"`{method}`", *(spread(returns[method, env]) for env in TASKS)] for method in METHODS]
     heads = [f"{env}, {steps:,} env steps" for env, steps in TASKS.items()]
     write_table(DOCS / "methods.md", "methods", markdown(["preset", *heads], rows))
     if not any(returns.values()):
@@ -91,13 +90,6 @@ def report() -> None:
         axis.grid(alpha=0.3)
     axes[0].set_yticks(at, METHODS, fontsize=8)
     save(figure, DOCS / "images" / "methods")
-
-
-def _shown(returns: list[float]) -> str:
-    if not returns:
-        return "not run"
-    mean, error = mean_and_error(returns)
-    return f"{mean:.0f} ± {error:.0f} ({len(returns)})"
 
 
 def main() -> None:

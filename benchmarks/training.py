@@ -14,8 +14,9 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 Curve = dict[str, list[float]]
-"""Iteration by iteration: `steps`, `return`, `length`, `episodes`, `cpu_seconds`, and what is known
-of the variance of returns: how much of it `baseline`, `bins`, or a `critic` explain."""
+"""Iteration by iteration: `steps`, `return`, `length`, `episodes`, `cpu_seconds` of this process,
+`seconds` by the clock, and what is known of the variance of returns: how much of it `baseline`,
+`bins`, or a `critic` explain."""
 
 # What is written down of a config; each algorithm has some of it.
 SETTINGS = (
@@ -115,28 +116,47 @@ class ScaleRewards(ConnectorV2):
         return batch
 
 
-def train(algo: Algorithm, until: Callable[[Curve], bool]) -> Curve:
-    """Trains until a curve is long enough.
+Ended = tuple[float, float, int]
+"""Of the episodes that have ended in an iteration: mean return, mean length, and their number."""
 
-    The algorithm must have been built with the callback `EndedEpisodes`, and sample in this
-    process.
+
+def in_this_process(result: dict[str, Any]) -> Ended:
+    """What the callback `EndedEpisodes` knows: for algorithms that sample in this process."""
+    returns, lengths = np.array(EndedEpisodes.since_last() or [(0.0, 0)]).T
+    return float(returns.mean()), float(lengths.mean()), int((lengths > 0).sum())
+
+
+def of_the_results(result: dict[str, Any]) -> Ended:
+    """What the results say: those of GPG are of the iteration's episodes, and of no others."""
+    found = result["env_runners"]
+    return found["episode_return_mean"], found["episode_len_mean"], int(found["num_episodes"])
+
+
+def train(
+    algo: Algorithm,
+    until: Callable[[Curve], bool],
+    ended: Callable[[dict[str, Any]], Ended] = in_this_process,
+) -> Curve:
+    """Trains until a curve is long enough.
 
     Args:
         algo: The algorithm.
         until: Is asked after each iteration.
+        ended: Gives the episodes of an iteration, from its results.
     """
     EndedEpisodes.since_last()
     curve: Curve = {}
-    start = time.process_time()
+    start, start_of_clock = time.process_time(), time.monotonic()
     while not curve or not until(curve):
         result = algo.train()
-        returns, lengths = np.array(EndedEpisodes.since_last() or [(0.0, 0)]).T
+        mean_return, mean_length, episodes = ended(result)
         row = {
             "steps": int(result["num_env_steps_sampled_lifetime"]),
-            "return": round(float(returns.mean()), 3),
-            "length": round(float(lengths.mean()), 1),
-            "episodes": int((lengths > 0).sum()),
+            "return": round(mean_return, 3),
+            "length": round(mean_length, 1),
+            "episodes": episodes,
             "cpu_seconds": round(time.process_time() - start, 2),
+            "seconds": round(time.monotonic() - start_of_clock, 2),
             **explained(result["learners"][DEFAULT_MODULE_ID]),
         }
         for name, value in row.items():

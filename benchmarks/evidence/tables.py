@@ -27,12 +27,17 @@ def mean_at_the_end(results: Sequence[Result]) -> float:
 
 def final(results: Sequence[Result], digits: int = 0) -> str:
     """Mean and standard error over seeds of the final evaluation."""
-    if not results:
+    return spread([*map(at_the_end, results)], digits)
+
+
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """Mean and standard error of one value per seed, and how many there are."""
+    if not values:
         return "not run"
-    mean, error = mean_and_error([*map(at_the_end, results)])
-    if len(results) == 1:
+    mean, error = mean_and_error(values)
+    if len(values) == 1:
         return f"{mean:,.{digits}f} (1 seed)"
-    return f"{mean:,.{digits}f} ± {error:,.{digits}f} ({len(results)})"
+    return f"{mean:,.{digits}f} ± {error:,.{digits}f} ({len(values)})"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
