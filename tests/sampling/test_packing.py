@@ -296,7 +296,7 @@ class Counts(RLlibCallback):
     """Logs by each way of reducing there is, what is different in each episode."""
 
     def on_episode_end(self, *, episode: Any, metrics_logger: Any, **kwargs: Any) -> None:
-        value = float(np.sum(episode.get_observations())) / 3.0
+        value = (float(episode.get_return()) + len(episode)) / 3.0
         for reduce in REDUCTIONS:
             kwargs = {"window": 100} if reduce == "item_series" else {}
             metrics_logger.log_value(("mine", reduce), value, reduce=reduce, **kwargs)
@@ -330,9 +330,9 @@ def without_ids_and_times(thing: Any) -> Any:
 
 
 def told(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What is logged, but for times."""
+    """What is logged, but for times, and for RLlib's own averages that go on from share to share."""
     return {
         name: told(value) if isinstance(value, dict) else value
         for name, value in metrics.items()
-        if not re.search("timer|throughput|duration|^sample$|^time_", name)
+        if not re.search("timer|throughput|duration|^sample$|^time_|sum_episodes_length", name)
     }
