@@ -330,7 +330,7 @@ def without_ids_and_times(thing: Any) -> Any:
 
 
 def told(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What is logged, but for times, and for RLlib's own averages that go on from share to share."""
+    """What is logged, but for times, and RLlib's own averages that go on from share to share."""
     return {
         name: told(value) if isinstance(value, dict) else value
         for name, value in metrics.items()
