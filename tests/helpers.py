@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,6 +106,26 @@ def watchdog(algo: GPG, seconds: float) -> Iterator[None]:
         raise
     finally:
         timer.cancel()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl+C raises `KeyboardInterrupt`, which whatever is inside must let through.
+
+    A process that was started in the background of a script ignores it, and one that ran Tune
+    keeps Tune's way of taking it.
+    """
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def interrupt(*_: Any) -> None:
+    """Ctrl+C."""
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 @contextmanager

@@ -37,6 +37,8 @@ from tests.envs import (
 from tests.helpers import (
     built,
     fingerprint,
+    interrupt,
+    interruptible,
     same,
     sample_group,
     small_config,
@@ -221,18 +223,10 @@ def test_what_cant_be_sent_is_named() -> None:
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ctrl+C while env runners are busy with the first shares."""
 
-    def interrupt(gathering: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    # A process that was started in the background of a script ignores the signal.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            # Called in each round of the loop, after shares were handed out.
-            patch.setattr(RemoteGathering, "_collect", interrupt)
-            yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    with monkeypatch.context() as patch, interruptible():
+        # Called in each round of the loop, after shares were handed out.
+        patch.setattr(RemoteGathering, "_collect", interrupt)
+        yield
 
 
 @pytest.mark.parametrize("restore", [False, pytest.param(True, marks=pytest.mark.slow)])

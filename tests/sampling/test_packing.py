@@ -30,8 +30,6 @@ from rllib_gpg.sampling.packing import Episodes, PackedEpisodes, pack
 from tests.envs import ComingAndGoing, DictIdentity, NativeVector, ShortOrLong
 from tests.helpers import LinearPolicy, built, fingerprint, sample_group, small_config
 
-register_env("native", lambda context: NativeVector(context["num_envs"]))
-
 LSTM = {"use_lstm": True, "lstm_cell_size": 8, "max_seq_len": 4}
 
 
@@ -79,12 +77,16 @@ def multi_agent() -> GPGConfig:
     return config.multi_agent(policies={"p"}, policy_mapping_fn=lambda *args, **kwargs: "p")
 
 
+def native() -> GPGConfig:
+    # Each time: Ray forgets it when a test before shuts Ray down.
+    register_env("native", lambda context: NativeVector(context["num_envs"]))
+    return small_config("native").env_runners(gym_env_vectorize_mode="vector_entry_point")
+
+
 CONFIGS = {
     "columns": lambda: small_config(ShortOrLong).callbacks(Notes),
     "steps": lambda: small_config(ShortOrLong).env_runners(episodes_to_numpy=False),
-    "infos": lambda: small_config("native").env_runners(
-        gym_env_vectorize_mode="vector_entry_point"
-    ),
+    "infos": native,
     "recurrent": lambda: small_config(ShortOrLong).rl_module(model_config=LSTM),
     "dict observations": lambda: small_config(DictIdentity).rl_module(
         rl_module_spec=RLModuleSpec(module_class=LinearPolicy)
