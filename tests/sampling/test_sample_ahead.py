@@ -25,7 +25,6 @@ from tests.helpers import (
     fingerprint,
     interrupt,
     interruptible,
-    module_results,
     same,
     small_config,
     snapshot,
