@@ -106,6 +106,7 @@ class GPG(GroupAlgorithm):
                 minibatch_size=group.plan.minibatch_size,
                 num_total_minibatches=group.plan.num_total_minibatches,
                 shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
+                order=group.order,
                 seed=group.seed,
                 observation_moments=group.moments,
             )

@@ -21,9 +21,18 @@ def map_leaves(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     return tree.map_structure(function, first, *others)
 
 
+def on_host(arrays: Any) -> Any:
+    """Returns what may be tensors, on any device, as NumPy's arrays."""
+    return map_leaves(_on_host, arrays)
+
+
 def row(batch: Any, index: int) -> Any:
     """Returns one item of a list, or a copy of one row of a batch: vector envs reuse theirs."""
     if isinstance(batch, list):
         return batch[index]
     # `copy` keeps what is a scalar a scalar: envs look actions up in dicts.
-    return map_leaves(lambda array: array[index].copy(), batch)
+    return map_leaves(lambda array: _on_host(array[index]).copy(), batch)
+
+
+def _on_host(array: Any) -> Any:
+    return array.cpu().numpy() if isinstance(array, torch.Tensor) else array

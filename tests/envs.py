@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode
 from ray.rllib.env.multi_agent_env import MultiAgentEnv, make_multi_agent
 
@@ -128,6 +129,77 @@ class NativeVector(gym.vector.VectorEnv):
         self._done = terminateds
         infos = {"t": np.array([env.t for env in self._envs]), "_t": np.ones(self.num_envs, bool)}
         return self._buffer, rewards, terminateds, np.zeros(self.num_envs, bool), infos
+
+
+class TensorVector(gym.vector.VectorEnv):
+    """A simulator on a device: points that actions push away from 0, for a drawn number of steps.
+
+    With `gives_tensors=False` it is the same for NumPy.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        action_space: gym.Space,
+        one_hot: bool = False,
+        gives_tensors: bool = True,
+        device: str = "cpu",
+    ):
+        self.num_envs, self.single_action_space = num_envs, action_space
+        self.single_observation_space = (
+            gym.spaces.Discrete(50)
+            if one_hot
+            else gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        )
+        self.observation_space = gym.vector.utils.batch_space(
+            self.single_observation_space, num_envs
+        )
+        self.action_space = gym.vector.utils.batch_space(action_space, num_envs)
+        self._one_hot, self._gives_tensors, self._device = one_hot, gives_tensors, device
+        self._generator = torch.Generator(device)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        if seed is not None:
+            self._generator.manual_seed(seed)
+        self._begin(torch.ones(self.num_envs, dtype=torch.bool, device=self._device))
+        return self._given(self._observations()), {}
+
+    def step(self, actions: Any) -> Any:
+        assert isinstance(actions, torch.Tensor) == self._gives_tensors
+        assert len(actions) == self.num_envs
+        push = torch.as_tensor(actions, device=self._device).float().reshape(self.num_envs, -1)
+        begins = self._done
+        self._x = self._x + 0.1 * (push.mean(1) - 0.5)
+        self._t = self._t + 1
+        rewards = torch.where(begins, 0.0, -self._x.abs())
+        self._begin(begins)
+        terminateds, truncateds = self._t >= self._length, self._x.abs() > 2.0
+        self._done = terminateds | truncateds
+        infos = {"x": self._x, "_x": self._t == 5}
+        results = (self._observations(), rewards, terminateds, truncateds)
+        return *map(self._given, results), {k: self._given(v) for k, v in infos.items()}
+
+    def _begin(self, rows: torch.Tensor) -> None:
+        def drawn() -> torch.Tensor:
+            return torch.rand(self.num_envs, generator=self._generator, device=self._device)
+
+        if rows.all():
+            self._x, self._t, self._length = drawn(), drawn(), drawn()
+        self._x = torch.where(rows, drawn() - 0.5, self._x)
+        self._length = torch.where(rows, (3 + 40 * drawn()).floor(), self._length)
+        self._t = torch.where(rows, 0.0, self._t)
+        self._done = torch.zeros_like(rows)
+
+    def _observations(self) -> torch.Tensor:
+        if self._one_hot:
+            return self._t.long()
+        return torch.stack((self._x, self._t, self._length), 1)
+
+    def _given(self, tensor: torch.Tensor) -> Any:
+        return tensor if self._gives_tensors else tensor.cpu().numpy().copy()
 
 
 class Long(Endless):

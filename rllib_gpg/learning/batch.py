@@ -65,7 +65,7 @@ def select_modules(
     if policies_to_train is None:
         return group
     if callable(policies_to_train):
-        batch = _multi_agent_batch(group)
+        batch = multi_agent_batch(group)
         return {mid: columns for mid, columns in group.items() if policies_to_train(mid, batch)}
     return {mid: columns for mid, columns in group.items() if mid in policies_to_train}
 
@@ -115,9 +115,13 @@ def _size_of(count: int, module_batch: SampleBatch) -> int:
     return size
 
 
-def shard(
+Rows = dict[ModuleID, np.ndarray]
+"""Which rows of each module's batch, in which order."""
+
+
+def deal(
     group: dict[ModuleID, ModuleBatch], num_shards: int, generator: np.random.Generator
-) -> list[MultiAgentBatch]:
+) -> list[Rows]:
     """Shuffles each module's rows and deals them out.
 
     Rows come in episode order, and RLlib shuffles only after the first epoch: without this the
@@ -125,31 +129,33 @@ def shard(
 
     Args:
         group: The batch of the whole group.
-        num_shards: How many batches to make, one per learner.
+        num_shards: To how many learners.
         generator: The source of the permutations.
 
     Returns:
-        `num_shards` batches. Their numbers of rows differ by one at most; none is empty: with
-        fewer rows than shards, rows are dealt twice. Where the loss asks for whole trajectories,
-        these are dealt, and numbers of rows may differ by more.
+        The rows of `num_shards` shards. Their numbers differ by one at most; no shard is empty:
+        with fewer rows than shards, rows are dealt twice. Where the loss asks for whole
+        trajectories, these are dealt, and numbers of rows may differ by more.
     """
-    rows_per_shard: dict[ModuleID, list[np.ndarray]] = {}
+    dealt: dict[ModuleID, list[np.ndarray]] = {}
     for module_id, module_batch in group.items():
         if TRAJECTORIES in module_batch:
             # Their ratios are of whole trajectories.
-            rows_per_shard[module_id] = _deal_trajectories(module_batch, num_shards, generator)
+            dealt[module_id] = _deal_trajectories(module_batch, num_shards, generator)
             continue
         rows = generator.permutation(num_rows(module_batch))
         rows = np.resize(rows, max(len(rows), num_shards))
-        rows_per_shard[module_id] = np.array_split(rows, num_shards)
+        dealt[module_id] = np.array_split(rows, num_shards)
+    return [{mid: of_shards[i] for mid, of_shards in dealt.items()} for i in range(num_shards)]
+
+
+def shard(
+    group: dict[ModuleID, ModuleBatch], num_shards: int, generator: np.random.Generator
+) -> list[MultiAgentBatch]:
+    """Deals out a group's rows; see `deal`. Shards are copies, to be sent."""
     return [
-        _multi_agent_batch(
-            {
-                mid: take_rows(module_batch, rows_per_shard[mid][i])
-                for mid, module_batch in group.items()
-            }
-        )
-        for i in range(num_shards)
+        multi_agent_batch({mid: take_rows(columns, rows[mid]) for mid, columns in group.items()})
+        for rows in deal(group, num_shards, generator)
     ]
 
 
@@ -190,7 +196,8 @@ def _take_infos(module_batch: ModuleBatch, rows: np.ndarray) -> list[Any]:
     return [info for row in rows for info in infos[starts[row] : ends[row]]]
 
 
-def _multi_agent_batch(modules: dict[ModuleID, ModuleBatch]) -> MultiAgentBatch:
+def multi_agent_batch(modules: dict[ModuleID, ModuleBatch]) -> MultiAgentBatch:
+    """Returns the batches of modules as RLlib's learners take them."""
     batches = {
         module_id: SampleBatch(module_batch, _zero_padded=Columns.SEQ_LENS in module_batch)
         for module_id, module_batch in modules.items()

@@ -13,7 +13,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.typing import ModuleID
 
-from rllib_gpg.learning.batch import ModuleBatch, num_rows, take_rows
+from rllib_gpg.learning.batch import ModuleBatch, Rows, num_rows, take_rows
 
 
 class Minibatches:
@@ -36,6 +36,7 @@ class Minibatches:
         num_epochs: int,
         num_total: int,
         shuffle: bool,
+        order: Rows | None = None,
     ):
         """Takes what RLlib's iterator takes.
 
@@ -45,11 +46,14 @@ class Minibatches:
             num_epochs: Passes over the batch of the module that is last to have made them.
             num_total: How many minibatches in all; 0: as many as the epochs take.
             shuffle: Whether to shuffle a module's rows after each pass over them.
+            order: The order of each module's rows in the first pass. Default None: as they are.
         """
         self.count = 0
         self.num_steps: Counter[ModuleID] = Counter()
         self._modules = {
-            module_id: _Module(columns, size, shuffle and num_epochs > 1)
+            module_id: _Module(
+                columns, size, shuffle and num_epochs > 1, order[module_id] if order else None
+            )
             for module_id, columns in batch.policy_batches.items()
         }
         # As many as the module needs that takes longest.
@@ -74,7 +78,9 @@ class Minibatches:
 class _Module:
     """The rows of one module, steps or zero-padded sequences, gone through again and again."""
 
-    def __init__(self, batch: SampleBatch, size: int | None, shuffle: bool):
+    def __init__(
+        self, batch: SampleBatch, size: int | None, shuffle: bool, order: np.ndarray | None
+    ):
         self._columns = dict(batch)
         self.num_rows = num_rows(self._columns)
         self._is_whole = size is None
@@ -83,7 +89,7 @@ class _Module:
             # Whole sequences, of which there are so many to the step.
             self.size = int(self.num_rows * (size / len(batch)))
         self._shuffle = shuffle
-        self._order = np.arange(self.num_rows)
+        self._order = np.arange(self.num_rows) if order is None else order
         self._start = 0
 
     def next(self) -> ModuleBatch:

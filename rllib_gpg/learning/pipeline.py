@@ -25,12 +25,16 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.typing import EpisodeType, ModuleID
 
 from rllib_gpg.learning.batch import (
     MinibatchPlan,
     ModuleBatch,
+    Rows,
+    deal,
+    multi_agent_batch,
     plan_minibatches,
     select_modules,
     shard,
@@ -49,6 +53,8 @@ class PreparedGroup:
     Attributes:
         shards: One batch per learner; of remote learners, a reference to it in Ray's object store.
             Empty if no module is to be trained.
+        order: In which order a learner in this process goes through the rows at first: dealing
+            them out to itself would copy all of them. None: shards are in order.
         plan: How the learners go through their shards.
         seed: The seed of what is random in the update.
         moments: The moments of the group's observations, for each module that normalises these.
@@ -56,6 +62,7 @@ class PreparedGroup:
     """
 
     shards: list[Any]
+    order: Rows | None
     plan: MinibatchPlan
     seed: int
     moments: dict[ModuleID, ObservationMoments]
@@ -150,11 +157,17 @@ def _prepare(
     with seeded_globally(int(source.integers(MAX_SEED)), learner._device):
         group = run_pipeline(learner, episodes, metrics, shared_data)
     group = select_modules(group, policies_to_train)
-    if config.num_learners > 0:
+    shards: list[MultiAgentBatch] = []
+    order = None
+    if group and config.num_learners > 0:
         group = {module_id: _on_cpu(columns) for module_id, columns in group.items()}
-    shards = shard(group, config.num_learners or 1, generator) if group else []
+        shards = shard(group, config.num_learners, generator)
+    elif group:
+        shards = [multi_agent_batch(group)]
+        (order,) = deal(group, 1, generator)
     return PreparedGroup(
         shards=[ray.put(batch) for batch in shards] if config.num_learners > 0 else shards,
+        order=order,
         plan=plan_minibatches(
             shards,
             num_epochs=config.num_epochs,

@@ -34,6 +34,7 @@ from ray.rllib.utils.metrics.ray_metrics import TimerAndPrometheusLogger
 from ray.rllib.utils.typing import ModuleID, ResultDict
 from torch import Tensor
 
+from rllib_gpg.learning.batch import Rows
 from rllib_gpg.learning.minibatches import Minibatches
 
 Gradients = dict[Tensor, Tensor | None]
@@ -76,6 +77,7 @@ class UpdateLoop(TorchLearner):
         num_epochs: int = 1,
         minibatch_size: int | None = None,
         shuffle_batch_per_epoch: bool = False,
+        order: Rows | None = None,
         _no_metrics_reduce: bool = False,
         **kwargs: Any,
     ) -> ResultDict | None:
@@ -89,6 +91,7 @@ class UpdateLoop(TorchLearner):
             num_epochs: Passes over the batch.
             minibatch_size: In steps; None: the whole batch.
             shuffle_batch_per_epoch: Whether to shuffle after each pass.
+            order: The order of each module's rows in the first pass. Default None: as they are.
             _no_metrics_reduce: Whether to leave the metrics in the logger.
             **kwargs: Other kinds of training data: `episodes`, `batch_refs`, ..
         """
@@ -103,6 +106,7 @@ class UpdateLoop(TorchLearner):
             num_epochs=num_epochs,
             num_total=num_total_minibatches,
             shuffle=shuffle_batch_per_epoch,
+            order=order,
         )
         losses: dict[ModuleID, Tensor] = {}
         with TimerAndPrometheusLogger(self._metrics_learner_inner_update):

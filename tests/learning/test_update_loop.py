@@ -10,10 +10,12 @@ import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.minibatch_utils import MiniBatchCyclicIterator
 
 from rllib_gpg.learning import GPGTorchLearner
+from rllib_gpg.learning.batch import multi_agent_batch, take_rows
 from rllib_gpg.learning.minibatches import Minibatches
 from rllib_gpg.learning.update_loop import UpdateLoop
 from tests.envs import Identity, ShortOrLong
@@ -82,6 +84,23 @@ def test_minibatches_are_rllibs(make: Any, size: int, shuffle: bool, num_total: 
     assert len(ours) == num_total or num_total == 0
 
 
+def test_an_order_is_that_of_a_batch_whose_rows_were_taken_in_it() -> None:
+    columns, order = of_steps(10), np.random.default_rng(0).permutation(10)
+    runs = []
+    for batch, first in ((take_rows(columns, order), None), (columns, {"a": order})):
+        np.random.seed(0)
+        minibatches = Minibatches(
+            multi_agent_batch({"a": batch}),
+            size=4,
+            num_epochs=3,
+            num_total=0,
+            shuffle=True,
+            order=first,
+        )
+        runs.append([minibatch["a"]["x"].tolist() for minibatch in minibatches])
+    assert runs[0] == runs[1]
+
+
 def test_the_last_epoch_is_known() -> None:
     batch = MultiAgentBatch({"a": of_steps(10)}, env_steps=10)
     minibatches = Minibatches(batch, size=4, num_epochs=3, num_total=9, shuffle=True)
@@ -111,6 +130,13 @@ class RLlibsLoop(GPGTorchLearner):
         for module_id, rows in self._loss_stats.items():
             self._loss_stats[module_id] = rows[-len(rows) // self.config.num_epochs :]
         super().after_gradient_based_update(**kwargs)
+
+
+def rllibs_update(learner: Any, *, training_data: Any, order: Any, **kwargs: Any) -> Any:
+    """RLlib's loop goes through a batch as it is."""
+    modules = training_data.batch.policy_batches.items()
+    ordered = multi_agent_batch({mid: take_rows(columns, order[mid]) for mid, columns in modules})
+    return Learner.update(learner, training_data=TrainingData(batch=ordered), **kwargs)
 
 
 COUNTED = (
@@ -150,7 +176,7 @@ def test_the_policy_moves_as_in_rllibs_loop(
     for learner_class in (GPGTorchLearner, RLlibsLoop):
         with monkeypatch.context() as patch:
             if learner_class is RLlibsLoop:
-                patch.setattr(UpdateLoop, "update", Learner.update)
+                patch.setattr(UpdateLoop, "update", rllibs_update)
             config = small_config(ShortOrLong, learner_class=learner_class, lr=0.01, **settings)
             config.rl_module(model_config=model)
             with built(config) as algo:

@@ -21,7 +21,7 @@ from ray.rllib.utils.spaces.space_utils import (
 )
 from torch import Tensor
 
-from rllib_gpg.nested import map_leaves
+from rllib_gpg.nested import map_leaves, on_host
 
 _LOG_SQRT_2_PI = math.log(math.sqrt(2 * math.pi))
 
@@ -82,7 +82,9 @@ _DRAWS: dict[Any, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 }
 
 
-def fit_for(space: gym.Space, *, normalize: bool, clip: bool) -> Callable[[Any], Any]:
+def fit_for(
+    space: gym.Space, *, normalize: bool, clip: bool, device: torch.device | None = None
+) -> Callable[[Any], Any]:
     """Returns what makes of a module's actions, [R, ...], those that the env is to get.
 
     As RLlib's `NormalizeAndClipActions`.
@@ -91,20 +93,25 @@ def fit_for(space: gym.Space, *, normalize: bool, clip: bool) -> Callable[[Any],
         space: The action space of one env.
         normalize: Whether the module's actions are to be scaled from [-1, 1] to a bounded `Box`.
         clip: Whether they are to be clipped to the bounds of a `Box` instead.
+        device: Of tensors. Default None: actions are NumPy's arrays.
     """
     if not (normalize or clip) or isinstance(space, gym.spaces.Discrete | gym.spaces.MultiBinary):
         return lambda actions: actions
     struct = get_base_struct_from_space(space)
-    if _is_plain_box(space):
-        low, high = space.low, space.high
-        width = high - low
-        if clip and not normalize:
-            return lambda actions: np.minimum(np.maximum(actions, low), high)
-        return lambda actions: np.minimum(
-            np.maximum(low + (actions + 1.0) * width / 2.0, low), high
-        )
-    fit = unsquash_action if normalize else clip_action
-    return lambda actions: map_leaves(fit, actions, struct)
+    if not _is_plain_box(space):
+        fit = unsquash_action if normalize else clip_action
+        return lambda actions: map_leaves(fit, on_host(actions), struct)
+    low, high = space.low, space.high
+    if device is not None:
+        low, high = torch.as_tensor(low, device=device), torch.as_tensor(high, device=device)
+
+    def clipped(actions: Any) -> Any:
+        if device is not None:
+            return actions.clamp(low, high)
+        return np.minimum(np.maximum(actions, low), high)
+
+    width = high - low
+    return clipped if not normalize else lambda a: clipped(low + (a + 1.0) * width / 2.0)
 
 
 def _is_plain_box(space: gym.Space) -> bool:

@@ -6,7 +6,8 @@ Array names carry their axes: R = the envs that step.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -34,8 +35,9 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
+from torch import Tensor
 
-from rllib_gpg.nested import map_leaves
+from rllib_gpg.nested import map_leaves, on_host
 from rllib_gpg.sampling.rollout.actions import DrawActions, fit_for
 from rllib_gpg.sampling.rollout.base import Rollout, RunnerParts
 from rllib_gpg.sampling.rollout.episode_columns import EpisodeColumns
@@ -60,6 +62,7 @@ _DEFAULT_MODULE_TO_ENV = [
 ]
 
 _IN_32_BITS = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int32}
+_TENSORS_IN_32_BITS = {torch.float64: torch.float32, torch.int64: torch.int32}
 
 
 def obstacle_to_columns(parts: RunnerParts) -> str | None:
@@ -129,11 +132,8 @@ class ColumnarRollout(Rollout):
     def __init__(self, parts: RunnerParts):
         """Prepares one `sample` call; `obstacle_to_columns` found none."""
         super().__init__(parts)
-        self._fit = fit_for(
-            parts.env.single_action_space,
-            normalize=parts.config.normalize_actions,
-            clip=parts.config.clip_actions,
-        )
+        # Of envs that give tensors.
+        self._device: torch.device | None = None
         self._draw_actions = DrawActions()
         self._num_one_hot = parts.env.single_observation_space.n if _is_one_hot(parts) else None
         self._columns = EpisodeColumns(len(parts.episodes))
@@ -143,6 +143,15 @@ class ColumnarRollout(Rollout):
         # The vector step whose actions come next.
         self._t = -1
         self._outputs_R: dict[str, Any] = {}
+
+    @functools.cached_property
+    def _fit(self) -> Callable[[Any], Any]:
+        return fit_for(
+            self._parts.env.single_action_space,
+            normalize=self._parts.config.normalize_actions,
+            clip=self._parts.config.clip_actions,
+            device=self._device,
+        )
 
     @override(Rollout)
     def act(self, stepping: np.ndarray) -> Any:
@@ -156,13 +165,18 @@ class ColumnarRollout(Rollout):
                 episodes=parts.episodes[stepping[0] : stepping[0] + 1],
                 explore=parts.explore,
             )
-            self._outputs_R = {name: map_leaves(_to_numpy, rows) for name, rows in outputs.items()}
         # Episodes keep what the module sampled, the env gets what its action space asks for.
-        for_env = self._outputs_R.pop(Columns.ACTIONS_FOR_ENV, self._outputs_R[Columns.ACTIONS])
+        if self._device is not None:
+            outputs = {name: map_leaves(self._to_env, rows) for name, rows in outputs.items()}
+            for_env = outputs.pop(Columns.ACTIONS_FOR_ENV, outputs[Columns.ACTIONS])
+            self._outputs_R = {n: map_leaves(_in_32_bits, rows) for n, rows in outputs.items()}
+        else:
+            self._outputs_R = {n: map_leaves(_to_numpy, rows) for n, rows in outputs.items()}
+            for_env = self._outputs_R.pop(Columns.ACTIONS_FOR_ENV, self._outputs_R[Columns.ACTIONS])
         return self._fit(for_env)
 
-    def _forward(self, obs_R: np.ndarray) -> dict[str, Any]:
-        parts, rows = self._parts, torch.from_numpy(obs_R)
+    def _forward(self, obs_R: np.ndarray | Tensor) -> dict[str, Any]:
+        parts, rows = self._parts, torch.as_tensor(obs_R)
         # As RLlib's `NumpyToTensor`: floats in 32 bits. Copied, since a module may write into it.
         dtype = torch.float32 if rows.is_floating_point() else None
         rows = rows.to(parts.device, dtype, copy=True)
@@ -171,6 +185,9 @@ class ColumnarRollout(Rollout):
                 {Columns.OBS: rows}, t=parts.num_env_steps_lifetime
             )
         return parts.module.forward_inference({Columns.OBS: rows})
+
+    def _to_env(self, rows: Tensor) -> Tensor:
+        return rows.to(self._device)
 
     @override(Rollout)
     def begin(self, starting: list[int], resets: Resets, going_on: list[int]) -> None:
@@ -236,18 +253,21 @@ class ColumnarRollout(Rollout):
     def observed(self, index: int) -> Iterator[tuple[str, int, np.ndarray]]:
         """Yields what the module sees next of an env."""
         name = f"episode {self._parts.episodes[index].id_}"
-        yield name, self._t - self._first[index], self._columns.observations([index])[0]
+        yield name, self._t - self._first[index], on_host(self._columns.observations([index]))[0]
 
-    def _flatten(self, observations: Any) -> np.ndarray:
+    def _flatten(self, observations: Any) -> Any:
         if self._num_one_hot is None:
             return observations
+        if isinstance(observations, Tensor):
+            return torch.nn.functional.one_hot(observations.long(), self._num_one_hot).float()
         return np.eye(self._num_one_hot, dtype=np.float32)[observations]
 
     def _begin(self, starting: list[int], resets: Resets) -> None:
-        observations = self._flatten(resets.observations)
-        self._columns.begin(starting, observations)
+        obs_R = self._flatten(resets.observations)
+        self._device = obs_R.device if isinstance(obs_R, Tensor) else None
+        self._columns.begin(starting, obs_R)
         infos = resets.infos or [{} for _ in starting]
-        for index, observation, info in zip(starting, observations, infos, strict=True):
+        for index, observation, info in zip(starting, on_host(obs_R), infos, strict=True):
             episode = self._parts.episodes[index]
             # A copy: vector envs reuse their buffers.
             episode.add_env_reset(observation=observation.copy(), infos=info)
@@ -296,5 +316,9 @@ def _fill(buffer: InfiniteLookbackBuffer, column: Any) -> None:
 
 def _to_numpy(rows: Any) -> np.ndarray:
     """Converts as RLlib's `TensorToNumpy` does, which keeps numbers in 32 bits."""
-    array = rows.cpu().numpy() if isinstance(rows, torch.Tensor) else np.asarray(rows)
+    array = rows.cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)
     return array.astype(_IN_32_BITS.get(array.dtype, array.dtype), copy=False)
+
+
+def _in_32_bits(rows: Tensor) -> Tensor:
+    return rows.to(_TENSORS_IN_32_BITS.get(rows.dtype, rows.dtype))

@@ -2,6 +2,8 @@
 
 Array names carry their axes: E = envs, R = the envs concerned, K = vector steps of a block, T =
 steps of one episode.
+
+Rows may be tensors. Then so is the block, on their device, and episodes are NumPy's nevertheless.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from typing import Any
 
 import numpy as np
 from ray.rllib.core.columns import Columns
+from torch import Tensor
 
-from rllib_gpg.nested import map_leaves
+from rllib_gpg.nested import map_leaves, on_host
 
 # A block of observations takes up about so many bytes, but has at least and at most so many steps.
 _BLOCK_BYTES = 2**20
@@ -69,7 +72,8 @@ class EpisodeColumns:
             # The final observation belongs to the episode too.
             last = self._part(name, env, first, end + (name == Columns.OBS))
             if not earlier:
-                return map_leaves(np.copy, last)
+                return map_leaves(_copy, last)
+            last = on_host(last)
             return map_leaves(lambda *parts: np.concatenate(parts), *earlier[name], last)
 
         return {name: whole(name) for name in self._block}
@@ -82,13 +86,13 @@ class EpisodeColumns:
                 if self._first_E[env] < self._now:
                     for name in self._block:
                         part = self._part(name, env, self._first_E[env], self._now)
-                        earlier[name].append(map_leaves(np.copy, part))
+                        earlier[name].append(map_leaves(_copy, part))
                 self._first_E[env] = 0
             obs_KE = self._block[Columns.OBS]
             obs_KE[0] = obs_KE[self._now]
             self._now = 0
 
-    def observations(self, envs: Sequence[int] | np.ndarray) -> np.ndarray:
+    def observations(self, envs: Sequence[int] | np.ndarray) -> np.ndarray | Tensor:
         """Returns what the given envs show now, [R, ...], not to be written to."""
         return self._block[Columns.OBS][self._index(self._now, envs)]
 
@@ -98,7 +102,7 @@ class EpisodeColumns:
     def _write(self, k: int, envs: Sequence[int] | np.ndarray, rows: dict[str, Any]) -> None:
         index = self._index(k, envs)
 
-        def write(column_KE: np.ndarray, row_R: np.ndarray) -> None:
+        def write(column_KE: Any, row_R: Any) -> None:
             column_KE[index] = row_R
 
         for name, row_R in rows.items():
@@ -110,6 +114,13 @@ class EpisodeColumns:
         # Envs come in order, so all of them are the whole row, which is faster to address.
         return k if len(envs) == self._num_envs else (k, envs)
 
-    def _empty(self, row_R: np.ndarray) -> np.ndarray:
+    def _empty(self, row_R: np.ndarray | Tensor) -> np.ndarray | Tensor:
         # One more than there are steps: observations are one ahead of everything else.
-        return np.empty((self._num_steps + 1, self._num_envs, *row_R.shape[1:]), row_R.dtype)
+        shape = (self._num_steps + 1, self._num_envs, *row_R.shape[1:])
+        if isinstance(row_R, Tensor):
+            return row_R.new_empty(shape)
+        return np.empty(shape, row_R.dtype)
+
+
+def _copy(part: np.ndarray | Tensor) -> np.ndarray:
+    return np.array(on_host(part))

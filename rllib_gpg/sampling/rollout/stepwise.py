@@ -13,6 +13,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from ray.rllib.utils.spaces.space_utils import unbatch
 
+from rllib_gpg.nested import on_host
 from rllib_gpg.sampling.rollout.base import PipelineRollout, Rollout, RunnerParts
 from rllib_gpg.sampling.rollout.vector_env import Resets, Steps
 from rllib_gpg.sampling.sending import what_can_be_sent
@@ -106,13 +107,14 @@ class StepwiseRollout(PipelineRollout):
             )
 
     def _add_steps(self, stepped: list[SingleAgentEpisode], steps: Steps) -> None:
+        rewards = on_host(steps.rewards)
         for row, (episode, observation) in enumerate(_rows(stepped, steps.observations)):
             outputs = {column: values[row] for column, values in self._outputs.items()}
             outputs[WEIGHTS_SEQ_NO] = self._parts.weights_seq_no
             episode.add_env_step(
                 observation=observation,
                 action=self._actions[row],
-                reward=float(steps.rewards[row]),
+                reward=float(rewards[row]),
                 infos=steps.infos[row] if steps.infos else {},
                 terminated=bool(steps.terminateds[row]),
                 truncated=bool(steps.truncateds[row]),
@@ -127,5 +129,5 @@ def _rows(
     if not episodes:
         return []
     # Vector envs reuse their buffers; and a view would keep the rows of all envs in memory.
-    rows = map(deepcopy, unbatch(observations))
+    rows = map(deepcopy, unbatch(on_host(observations)))
     return list(zip(episodes, rows, strict=True))

@@ -5,6 +5,9 @@ The classes below offer the same two methods. `reset` begins the first episode o
 named in `starting`. Envs are named in rising order. Arrays that come back have one row per named
 env and are valid until the next step. Actions are a list with one action per stepping env, or the
 same as one batch.
+
+A vector env may give torch tensors. Then it gets tensors as well, on its own device, and what comes
+back are tensors; only whose episode is over is brought to the host at each step.
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
+import torch
+import tree
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array
 from gymnasium.wrappers.vector import DictInfoToList
 from ray.rllib.utils.spaces.space_utils import batch, unbatch
+from torch import Tensor
 
-from rllib_gpg.nested import map_leaves, row
+from rllib_gpg.nested import map_leaves, on_host, row
 from rllib_gpg.sampling.rollout.schedule import Seeded
 
 
@@ -42,7 +48,7 @@ class Steps:
     """One transition per env that stepped; `infos` is None if all are empty."""
 
     observations: Any
-    rewards: np.ndarray
+    rewards: np.ndarray | Tensor
     terminateds: np.ndarray
     truncateds: np.ndarray
     infos: list[dict[str, Any]] | None
@@ -140,10 +146,11 @@ class WholeVectorEnv:
         space = copy.deepcopy(env.action_space)
         space.seed(0)
         self._idle_actions = space.sample()
+        # Of an env that gives tensors.
+        self._device: torch.device | None = None
 
     def reset(self, starting: Seeded) -> Resets:
         """Resets all sub-envs, those in `starting` with their seeds; returns the rows of these."""
-        self._actions = copy.deepcopy(self._idle_actions)
         first_seed = next(iter(starting.values()), None)
         if first_seed is None or not self._has_sub_envs:
             # A native vector env seeds all its rows from one number.
@@ -152,6 +159,9 @@ class WholeVectorEnv:
             # Idle sub-envs get seeds too, so that nothing about the share is left to chance.
             seeds = [starting.get(index, 0) for index in range(self._env.num_envs)]
         observations, infos = self._env.env.reset(seed=seeds)
+        leaf = tree.flatten(observations)[0]
+        self._device = leaf.device if isinstance(leaf, Tensor) else None
+        self._actions = self._for_env(copy.deepcopy(self._idle_actions))
         return self._resets(observations, self._listed(infos), list(starting))
 
     def step(self, stepping: np.ndarray, actions: Any, starting: Seeded) -> tuple[Steps, Resets]:
@@ -159,25 +169,33 @@ class WholeVectorEnv:
         if isinstance(actions, list) and actions:
             actions = batch(actions)
         if len(stepping) == self._env.num_envs:
-            return Steps(*self._step_all(actions)), _NO_RESETS
-        self._fill_in(stepping, actions)
+            observations, rewards, *ends, infos = self._step_all(self._for_env(actions))
+            terminateds, truncateds = _on_host(*ends)
+            return Steps(observations, rewards, terminateds, truncateds, infos), _NO_RESETS
+        if len(stepping) > 0:
+            self._fill_in(stepping, self._for_env(actions))
         result, going_on, begun = self._advance(stepping, list(starting))
-        observations, rewards, terminateds, truncateds, infos = result
+        observations, rewards, *ends, infos = result
+        terminateds, truncateds = _on_host(*ends)
         steps = Steps(
             _take(observations, going_on),
-            np.asarray(rewards)[going_on],
-            np.asarray(terminateds)[going_on],
-            np.asarray(truncateds)[going_on],
+            _take(rewards, going_on),
+            terminateds[going_on],
+            truncateds[going_on],
             None if infos is None else [infos[row] for row in going_on],
         )
         return steps, self._resets(observations, infos, begun)
 
+    def _for_env(self, actions: Any) -> Any:
+        if self._device is None:
+            return actions
+        return map_leaves(lambda array: torch.as_tensor(array, device=self._device), actions)
+
     def _fill_in(self, env_indices: np.ndarray, actions: Any) -> None:
-        def fill_in(rows: np.ndarray, given: Any) -> None:
+        def fill_in(rows: Any, given: Any) -> None:
             rows[env_indices] = given
 
-        if len(env_indices) > 0:
-            map_leaves(fill_in, self._actions, actions)
+        map_leaves(fill_in, self._actions, actions)
 
     def _advance(self, going_on: np.ndarray, begun: list[int]) -> tuple[Any, Any, Any]:
         """Steps at least the given envs; also returns in which rows of the result these are."""
@@ -211,7 +229,7 @@ def list_infos(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
     for key, values in infos.items():
         if key.startswith("_"):
             continue
-        rows = list_infos(values, num_envs) if isinstance(values, dict) else values
+        rows = list_infos(values, num_envs) if isinstance(values, dict) else on_host(values)
         has_it = infos.get(f"_{key}", itertools.repeat(True))
         for info, value, has in zip(listed, rows, has_it, strict=False):
             if has:
@@ -256,7 +274,18 @@ class PartialVectorEnv(WholeVectorEnv):
 
 def _take(arrays: Any, rows: Sequence[int] | np.ndarray) -> Any:
     """Copies the given rows: vector envs reuse their buffers."""
-    return map_leaves(lambda array: np.asarray(array)[rows], arrays)
+
+    def take(array: Any) -> Any:
+        return array[rows] if isinstance(array, Tensor) else np.asarray(array)[rows]
+
+    return map_leaves(take, arrays)
+
+
+def _on_host(terminateds: Any, truncateds: Any) -> Any:
+    """Returns both as NumPy's arrays, from a device in one transfer."""
+    if isinstance(terminateds, Tensor):
+        return torch.stack((terminateds, truncateds)).cpu().numpy()
+    return np.asarray(terminateds), np.asarray(truncateds)
 
 
 def adapt(env: gym.vector.VectorEnv) -> SubEnvs | WholeVectorEnv:
