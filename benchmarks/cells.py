@@ -15,11 +15,13 @@ import json
 import multiprocessing
 import os
 import platform
+import queue
 import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -115,30 +117,50 @@ def run_all(cells: Iterable[Cell], run: CellFunction, jobs: int, num_cpus: int =
     start, failure = time.monotonic(), None
     # NumPy reads it when it is imported; a second thread of a small matrix only waits.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    # A fresh process each, as Ray and torch don't survive a fork.
-    pool = ProcessPoolExecutor(
-        jobs,
-        multiprocessing.get_context("spawn"),
-        _quiet_process,
-        (num_cpus,),
-        max_tasks_per_child=CELLS_PER_PROCESS,
-    )
-    with pool:
-        futures = {pool.submit(_run_one, cell, run): cell for cell in missing}
-        for done, future in enumerate(as_completed(futures), start=1):
-            if error := future.exception():
-                failure = error
-                print(f"FAILED {futures[future]}: {error!r}", flush=True)
+    waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
+    for cell in missing:
+        waiting.put(cell)
+    with ThreadPoolExecutor(jobs) as pool:
+        results: queue.SimpleQueue[tuple[Cell, float | Exception]] = queue.SimpleQueue()
+        for _ in range(jobs):
+            pool.submit(_work, waiting, results, run, num_cpus)
+        for done in range(1, len(missing) + 1):
+            cell, result = results.get()
+            if isinstance(result, Exception):
+                failure = result
+                print(f"FAILED {cell}: {result!r}", flush=True)
                 continue
             seconds = time.monotonic() - start
             left = seconds / done * (len(missing) - done)
             print(
-                f"{done} of {len(missing)}: {futures[future]}: {future.result():.1f}; about "
-                f"{left / 60:.0f} min left",
+                f"{done} of {len(missing)}: {cell}: {result:.1f}; about {left / 60:.0f} min left",
                 flush=True,
             )
     if failure:
         raise failure
+
+
+def _work(waiting: Any, results: Any, run: CellFunction, num_cpus: int) -> None:
+    """Runs waiting cells, one at a time, in processes of its own."""
+    while not waiting.empty():
+        # Fresh ones, as Ray and torch don't survive a fork, and each for some cells only.
+        # `max_tasks_per_child` would do that, but Python 3.11's pools stand still after it; and a
+        # process that crashes takes one cell with it, not the pool.
+        process = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), _quiet_process, (num_cpus,)
+        )
+        with process:
+            for _ in range(CELLS_PER_PROCESS):
+                try:
+                    cell = waiting.get_nowait()
+                except queue.Empty:
+                    break
+                try:
+                    results.put((cell, process.submit(_run_one, cell, run).result()))
+                except Exception as error:
+                    results.put((cell, error))
+                    if isinstance(error, BrokenProcessPool):
+                        break
 
 
 def _quiet_process(num_cpus: int) -> None:

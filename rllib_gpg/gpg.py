@@ -25,6 +25,7 @@ from rllib_gpg.advantages.connector import GROUP_NUMBER, STARTS
 from rllib_gpg.config import GPGConfig
 from rllib_gpg.group_algorithm import GroupAlgorithm
 from rllib_gpg.learning.batch import shuffle_generator
+from rllib_gpg.learning.learners import update_learners
 from rllib_gpg.learning.pipeline import PreparedGroup, prepare_group
 from rllib_gpg.sampling.starts import starts_of
 from rllib_gpg.validation import check_attributes
@@ -94,13 +95,9 @@ class GPG(GroupAlgorithm):
         if not group.shards:
             return
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            learner_results = self.learner_group.update(
-                # A local learner takes one batch, remote ones one each.
-                **(
-                    {"batch": group.shards[0]}
-                    if self.learner_group.is_local
-                    else {"batch_refs": group.shards}
-                ),
+            learner_results = update_learners(
+                self.learner_group,
+                group.shards,
                 timesteps=self._timesteps(),
                 num_epochs=self.config.num_epochs,
                 minibatch_size=group.plan.minibatch_size,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ def outcome(of: Cell) -> dict[str, Any]:
     """20 episodes, one per 5 env steps, each with its own number as return."""
     if of.contender == "broken":
         raise ZeroDivisionError
+    if of.contender == "crashes":
+        os._exit(1)
     steps = list(range(5, 105, 5))
     return {"curve": {"steps": steps, "return": list(range(20)), "episodes": [1] * 20}}
 
@@ -70,6 +74,20 @@ def test_what_is_there_is_skipped_and_what_fails_does_not_stop_the_rest(results:
         cells.run_all([broken, *ours], outcome, jobs=2)
     assert ours[0].result()["cell"] == "from an earlier run"
     assert ours[1].is_done and ours[2].is_done and not broken.is_done
+
+
+@pytest.mark.slow
+def test_processes_take_turns_and_one_that_crashes_costs_one_cell(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "CELLS_PER_PROCESS", 2)
+    crashing, *ours = (
+        Cell(str(results), "CartPole-v1", contender, 4, seed, 100)
+        for contender, seed in [("crashes", 0), *(("bins", seed) for seed in range(3))]
+    )
+    with pytest.raises(BrokenProcessPool):
+        cells.run_all([ours[0], crashing, *ours[1:]], outcome, jobs=1)
+    assert all(one.is_done for one in ours) and not crashing.is_done
 
 
 def test_the_status_counts_what_is_missing() -> None:

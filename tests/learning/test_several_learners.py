@@ -210,6 +210,15 @@ class Dies(GPGTorchLearner):
         return super().compute_loss_for_module(**kwargs)
 
 
+class Raises(GPGTorchLearner):
+    """The second of two learners raises, or both do."""
+
+    def compute_loss_for_module(self, **kwargs: Any) -> torch.Tensor:
+        if torch.distributed.get_rank() >= self.config.learner_config_dict["from"]:
+            raise ArithmeticError("The loss can't be.")
+        return super().compute_loss_for_module(**kwargs)
+
+
 class Hangs(GPGTorchLearner):
     """The second of two learners hangs."""
 
@@ -230,6 +239,30 @@ def test_a_learner_that_dies_ends_the_run_with_an_error() -> None:
         with pytest.raises(Exception, match=r"Connection (closed|reset) by peer"):
             algo.train()
         assert time.monotonic() - start < 30.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [1, 0], ids=["alone", "both"])
+def test_a_learner_that_raises_ends_the_run_with_its_error(first: int, tmp_path: Path) -> None:
+    """And not after the half hour for which the other would wait for its gradients."""
+    config = two_learners(Raises).training(learner_config_dict={"from": first})
+    with guarded(config) as algo:
+        path = algo.save_to_path(tmp_path / "before")
+        start = time.monotonic()
+        with pytest.raises(ArithmeticError, match="can't be") as caught:
+            algo.train()
+        assert time.monotonic() - start < 30.0
+        notes = " ".join(caught.value.__notes__)
+        if first == 1:
+            assert "were stopped" in notes
+        else:
+            assert "On another learner" in notes and "were stopped" not in notes
+            # Nobody was left waiting: all of them are still there.
+            algo.save_to_path(tmp_path / "after")
+    config.training(learner_class=GPGTorchLearner)
+    with guarded(config) as algo:
+        algo.restore_from_path(path)
+        algo.train()
 
 
 @pytest.mark.slow
