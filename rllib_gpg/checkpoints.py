@@ -1,10 +1,13 @@
-"""Refuses checkpoints that aren't whole, before any of them is restored."""
+"""Checkpoints are whole: saved whole or not at all, and refused if they aren't."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import pickletools
+import shutil
+from collections.abc import Iterator
 from typing import IO, Any
 
 import pyarrow.fs
@@ -13,6 +16,52 @@ from ray.rllib.utils.checkpoints import Checkpointable
 _METADATA = ("rllib_checkpoint.json", Checkpointable.METADATA_FILE_NAME)
 _CONSTRUCTOR = Checkpointable.CLASS_AND_CTOR_ARGS_FILE_NAME
 _MODULES = "learner_group/learner/rl_module"
+# Where a checkpoint is until it is whole.
+_UNFINISHED = ".unfinished"
+
+
+@contextlib.contextmanager
+def saved_whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Puts a checkpoint into a local folder once it is whole.
+
+    RLlib writes file by file into the folder itself: a full disk would leave half of one, and
+    nothing of the one that was there before.
+
+    Args:
+        folder: New or not. What else is in it stays.
+
+    Yields:
+        The folder to save to instead, of the same filesystem.
+
+    Raises:
+        OSError: What came of saving, with a note that says what there is now.
+    """
+    is_new = not folder.exists()
+    unfinished = folder / _UNFINISHED
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        _move_into(folder, unfinished)
+    except BaseException as error:
+        shutil.rmtree(folder if is_new else unfinished, ignore_errors=True)
+        if isinstance(error, OSError):
+            error.add_note(
+                f"No checkpoint was saved to {folder}; earlier ones, there too, are as they were."
+            )
+        raise
+
+
+def _move_into(folder: pathlib.Path, unfinished: pathlib.Path) -> None:
+    # Nothing but names changes here, so a full disk has no say in it.
+    replaced = unfinished / _UNFINISHED
+    replaced.mkdir()
+    for new in [entry for entry in unfinished.iterdir() if entry != replaced]:
+        old = folder / new.name
+        if old.exists():
+            old.rename(replaced / new.name)
+        new.rename(old)
+    shutil.rmtree(unfinished)
 
 
 def check_checkpoint(
@@ -40,9 +89,11 @@ def check_checkpoint(
     if filesystem.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
         raise FileNotFoundError(f"There is no checkpoint at {path}: not a folder.")
     infos = filesystem.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True))
-    files = [pathlib.PurePath(info.path) for info in infos if info.is_file]
-    states = {f for f in files if f.stem.endswith("state") and f.suffix in (".pkl", ".msgpack")}
     root = pathlib.PurePath(folder)
+    files = [pathlib.PurePath(info.path) for info in infos if info.is_file]
+    # A process that was killed while it saved leaves the earlier checkpoint, and this.
+    files = [file for file in files if root / _UNFINISHED not in file.parents]
+    states = {f for f in files if f.stem.endswith("state") and f.suffix in (".pkl", ".msgpack")}
     # RLlib writes the metadata of each part first and its state last.
     parts = {root, *(file.parent for file in files if file.name in _METADATA)}
     for part in sorted(parts - {state.parent for state in states}):

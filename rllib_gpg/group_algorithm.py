@@ -27,7 +27,7 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.typing import EpisodeType, ModuleID, ResultDict, StateDict
 from ray.tune import Checkpoint
 
-from rllib_gpg.checkpoints import check_checkpoint
+from rllib_gpg.checkpoints import check_checkpoint, saved_whole
 from rllib_gpg.evaluation import (
     evaluate_episodes,
     evaluation_shares,
@@ -278,6 +278,25 @@ class GroupAlgorithm(Algorithm):
             tuple(s and Standing.from_state(s) for s in state.get(_STANDING, [])),
             ahead and self._policy.of_state(ahead),
         )
+
+    @override(Algorithm)
+    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
+        """Saves a checkpoint: whole, or not at all; one that is there already is replaced.
+
+        Args:
+            path: The folder. Default None: a new one among the temporary files.
+            **kwargs: The keyword arguments of RLlib's `Checkpointable.save_to_path`.
+
+        Raises:
+            OSError: If the folder can't be written. What was there before is as it was.
+        """
+        is_local = kwargs.get("filesystem") is None and "://" not in str(path)
+        if path is None or not is_local:
+            return super().save_to_path(path, **kwargs)
+        folder = pathlib.Path(path).absolute()
+        with saved_whole(folder) as unfinished:
+            super().save_to_path(unfinished, **kwargs)
+        return folder.as_posix()
 
     @override(Algorithm)
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
