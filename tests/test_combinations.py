@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from ray.rllib.env.multi_agent_env import make_multi_agent
 
 from rllib_gpg import GPGConfig
-from rllib_gpg.advantages import BinBaseline, Level
+from rllib_gpg.advantages import BinBaseline, Level, SpatialTimeBinning
 from rllib_gpg.learning import GPGTRPOTorchLearner
 from rllib_gpg.learning.surrogates import Clip
 from tests.envs import Identity
@@ -21,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # of settings that do nothing, or can't
 ]
 
-NUM_COMBINATIONS = 40
+NUM_COMBINATIONS = 200
 ONCE = {"num_epochs": 1, "num_minibatches": 1}
 
 
@@ -82,13 +83,26 @@ QUESTIONS: dict[str, list[dict[str, Any]]] = {
         {"learner_class": GPGTRPOTorchLearner, **ONCE},
     ],
 }
+# Numbers as far as somebody may take them, each with the chance of one half.
+NUMBERS: dict[str, Callable[[random.Random], Any]] = {
+    "lr": lambda rng: 10.0 ** rng.uniform(-5.0, -1.0),
+    "gamma": lambda rng: rng.choice([0.0, 0.9, 0.99, 1.0]),
+    "group_size": lambda rng: rng.choice([1, 2, 8, 24]),
+    "num_epochs": lambda rng: rng.randint(1, 4),
+    "num_minibatches": lambda rng: rng.randint(1, 6),
+    "clip_param": lambda rng: rng.choice([0.05, 0.2, 0.5, (0.1, 0.3)]),
+    "entropy_coeff": lambda rng: rng.choice([0.0, 0.001, 0.1]),
+    "grad_clip": lambda rng: rng.choice([None, 0.1, 40.0]),
+    "kl_target": lambda rng: 10.0 ** rng.uniform(-4.0, -1.0),
+    "binning": lambda rng: SpatialTimeBinning(epsilon=10.0 ** rng.uniform(-2.0, 2.0)),
+}
 PLACES = ["plain", "rollouts", "recurrent", "normalized", "two policies", "one policy of two"]
 
 
 def config_for(place: str, training: dict[str, Any]) -> GPGConfig:
     several = "polic" in place
     config = small_config(
-        make_multi_agent(lambda _: Cut()) if several else Cut, lr=0.01, **training
+        make_multi_agent(lambda _: Cut()) if several else Cut, **{"lr": 0.01, **training}
     )
     if several:
         one = place.startswith("one")
@@ -110,8 +124,11 @@ def config_for(place: str, training: dict[str, Any]) -> GPGConfig:
 
 
 def drawn(seed: int) -> tuple[str, dict[str, Any]]:
-    """A place and answers to some of the questions, a later one having the last word."""
+    """A place, numbers, and answers to some of the questions, a later one having the last word."""
     rng, training = random.Random(seed), {}
+    for name, number in NUMBERS.items():
+        if rng.random() < 0.5:
+            training[name] = number(rng)
     for answers in QUESTIONS.values():
         if rng.random() < 0.4:
             training.update(rng.choice(answers))
