@@ -129,7 +129,8 @@ class GroupAlgorithm(Algorithm):
         return self._policy.build_module(module_id)
 
     def _sample_group(self, weights: Weights) -> Sequence[EpisodeType]:
-        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+        # The seconds of this iteration; RLlib's default is a mean over hundreds of them.
+        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER), reduce="sum"):
             try:
                 group = self._groups.next(self._run_seed.value, weights)
             except SamplingError as error:

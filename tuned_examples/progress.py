@@ -17,6 +17,7 @@ from ray.tune import ResultGrid
 from ray.tune.experiment import Trial
 
 from rllib_gpg import GPGConfig
+from rllib_gpg.progress import ProgressCallback, groups_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -64,43 +65,35 @@ def run_example(
         args,
         stop=stop,
         success_metric={metric: args.stop_reward},
-        tune_callbacks=[Progress(target=args.stop_reward)],
+        tune_callbacks=[Summary(target=args.stop_reward)],
         progress_reporter=_Silent(),
     )
 
 
-# Per module: env steps so far, mean and standard deviation of the group's returns.
-Curves = dict[str, list[tuple[int, float, float]]]
+# Per module: env steps so far, and of the group's returns the mean and the quantiles of the band.
+Curves = dict[str, list[tuple[int, float, float, float]]]
 
 
-class Progress(tune.Callback):
+class Summary(ProgressCallback):
     """Prints a line per iteration, and at the end a summary with the paths of what was kept."""
 
     def __init__(self, target: float):
         """Takes the return to be drawn as a line into the learning curve of a single policy."""
+        super().__init__()
         self._target = target
         self._curves: dict[str, Curves] = defaultdict(lambda: defaultdict(list))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Prints the trial's iteration."""
+        """Prints the trial's iteration, and keeps what is to be drawn of it."""
+        super().on_trial_result(iteration, trials, trial, result, **info)
         env_steps = int(result["env_runners"]["num_env_steps_sampled_lifetime"])
-        means = []
-        for module_id, group in sorted(result["learners"].items()):
-            if "group_return_mean" in group:
-                mean, std = group["group_return_mean"], group["group_return_std"]
-                self._curves[trial.trial_id][module_id].append((env_steps, mean, std))
-                means.append((module_id, f"{mean:8.1f} ± {std:6.1f}"))
-        returns = ", ".join(f"{mid} {mean}" if len(means) > 1 else mean for mid, mean in means)
-        steps_per_s = result["env_runners"]["num_env_steps_sampled"] / result["time_this_iter_s"]
-        name = f"{trial.trial_id} | " if len(trials) > 1 else ""
-        print(
-            f"{name}iteration {result['training_iteration']:4d} | "
-            f"mean return of the group {returns} | "
-            f"env steps {env_steps:10,d} | {steps_per_s:8,.0f} steps/s",
-            flush=True,
-        )
+        for module_id, group in groups_of(result):
+            band = (group["group_return_p10"], group["group_return_p90"])
+            self._curves[trial.trial_id][module_id].append(
+                (env_steps, group["group_return_mean"], *band)
+            )
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Prints the summary and draws the learning curves of every trial."""
@@ -115,7 +108,7 @@ class Progress(tune.Callback):
                 f"steps, {result['time_total_s']:.1f} s of training"
             )
             for module_id, curve in curves.items():
-                returns = [mean for _, mean, _ in curve]
+                returns = [mean for _, mean, *_ in curve]
                 name = f" of {module_id}" if len(curves) > 1 else ""
                 print(
                     f"  mean return of a group{name}: last {returns[-1]:.1f}, "
@@ -129,14 +122,10 @@ class Progress(tune.Callback):
     def _draw(self, trial: Trial, curves: Curves) -> Path:
         figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
         for module_id, curve in curves.items():
-            env_steps, means, stds = zip(*curve, strict=True)
-            band = ((mean - std, mean + std) for mean, std in zip(means, stds, strict=True))
+            env_steps, means, lows, highs = zip(*curve, strict=True)
             name = f", {module_id}" if len(curves) > 1 else ""
             axes.fill_between(
-                env_steps,
-                *zip(*band, strict=True),
-                alpha=0.2,
-                label=f"± 1 standard deviation{name}",
+                env_steps, lows, highs, alpha=0.2, label=f"80 % of its episodes{name}"
             )
             axes.plot(env_steps, means, label=f"mean return of the group{name}")
         if len(curves) == 1:
