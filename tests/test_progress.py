@@ -22,7 +22,8 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 LINE = re.compile(
     r"iteration +(\d+)(?:/\d+)? \| return +([\d.]+) \(([\d.]+) to ([\d.]+)\) \| "
-    r"+([\d,]+) env steps, +([\d,]+)/s \| sample (\d+)% estimate (\d+)% update (\d+)%(?: \| at most [\d:]+ left)?"
+    r"+([\d,]+) env steps, +([\d,]+)/s \| sample (\d+)% estimate (\d+)% update (\d+)%"
+    r"(?: \| at most [\d:]+ left)?"
 )
 
 

@@ -119,4 +119,4 @@ def test_the_cluster_example_uses_all_nodes() -> None:
         if ray.is_initialized():
             # Of the Ray of other tests, it has closed what envs and trainables are registered with.
             _initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
-    assert re.search(r"^iteration +1 ", output, re.MULTILINE)
+    assert re.search(r"^iteration +1/1 ", output, re.MULTILINE)
