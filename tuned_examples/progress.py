@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,15 @@ def run_example(
             prints its own lines instead, and nothing is kept.
         metric: What `--stop-reward` is about. Default: the mean return of one group. With several
             policies, whose groups differ, `EPISODE_RETURN`.
+
+    Raises:
+        SystemExit: With `--env`: settings and return are those of the example's env.
     """
+    if args.env:
+        raise SystemExit(
+            "`--env` doesn't apply: the settings of an example are tuned for its env. Copy the "
+            f"script and change its `environment(..)` to {args.env!r}."
+        )
     stop = {
         metric: args.stop_reward,
         "training_iteration": args.stop_iters,
@@ -75,13 +84,31 @@ Curves = dict[str, list[tuple[int, float, float, float]]]
 
 
 class Summary(ProgressCallback):
-    """Prints a line per iteration, and at the end a summary with the paths of what was kept."""
+    """Prints a line per iteration, and at the end a summary with the paths of what was kept.
+
+    Ctrl-C ends the run after the iteration, as its stop criteria do.
+    """
 
     def __init__(self, target: float):
         """Takes the return to be drawn as a line into the learning curve of a single policy."""
         super().__init__()
         self._target = target
         self._curves: dict[str, Curves] = defaultdict(lambda: defaultdict(list))
+        self._trials: list[Trial] = []
+
+    def setup(self, **info: Any) -> None:
+        """Takes Ctrl-C over from Tune, which would end the run without a checkpoint."""
+        self._before = signal.signal(signal.SIGINT, self._stop)
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Takes note of the trials there are."""
+        self._trials = trials
+
+    def _stop(self, *_: Any) -> None:
+        signal.signal(signal.SIGINT, self._before)
+        print("Stops after this iteration, with a checkpoint. Ctrl-C again: at once, without one.")
+        for trial in self._trials:
+            trial.stopping_criterion = {"training_iteration": 0}
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -97,6 +124,7 @@ class Summary(ProgressCallback):
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Prints the summary and draws the learning curves of every trial."""
+        signal.signal(signal.SIGINT, self._before)
         for trial in trials:
             curves = self._curves.get(trial.trial_id)
             if not curves:
@@ -114,10 +142,10 @@ class Summary(ProgressCallback):
                     f"  mean return of a group{name}: last {returns[-1]:.1f}, "
                     f"best {max(returns):.1f}"
                 )
-            print(
-                f"  learning curve: {self._draw(trial, curves)}\n"
-                f"  checkpoint: {trial.checkpoint.path if trial.checkpoint else 'none'}"
-            )
+            print(f"  learning curve: {self._draw(trial, curves)}")
+            if trial.checkpoint:
+                path = trial.checkpoint.path
+                print(f"  checkpoint: {path}\n  to go on: GPG.from_checkpoint({path!r}).train()")
 
     def _draw(self, trial: Trial, curves: Curves) -> Path:
         figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
