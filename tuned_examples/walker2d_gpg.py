@@ -1,8 +1,8 @@
 """GPG on Walker2d-v5 from few env steps: groups of 4 episodes, compared by a regression.
 
 What it shows: `baseline="ridge"` with `lambda_` below 1, which is where small groups of continuous
-control begin; docs/baselines.md compares it with bins and with PPO. Minibatches have 64 steps, as in
-PPO's published settings: episodes become longer as the policy learns, and updates more numerous.
+control begins; docs/baselines.md compares it with bins and with PPO. Minibatches have 64 steps, as
+in PPO's published settings: episodes become longer as the policy learns, and updates more numerous.
 
 How to run it::
 
