@@ -42,9 +42,10 @@ setup: $(VENV)/.installed
 # workers on this machine import it from anywhere.
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "This needs Python 3.11, 3.12 or 3.13; name one with: make PYTHON=python3.12 ...")'
+	@echo "Installing Ray, PyTorch and all else into $(VENV): some minutes, once."
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet --requirement requirements.txt --editable .
+	$(PY) -m pip install --requirement requirements.txt --editable .
 	touch $@
 
 clean:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.connectors.env_to_module import FlattenObservations
 from ray.rllib.connectors.learner import AddObservationsFromEpisodesToBatch
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
@@ -20,7 +21,7 @@ from rllib_gpg.advantages.connector import GroupAdvantageEstimation
 from rllib_gpg.advantages.levels import Level
 from rllib_gpg.evaluation import evaluate_episodes
 from rllib_gpg.learning.episode_ends import AddEpisodeEnds
-from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule
+from rllib_gpg.learning.rl_module import DefaultGPGTorchRLModule, are_default, has_encoder
 from rllib_gpg.learning.surrogates import Bounds, Surrogate
 from rllib_gpg.learning.torch_learner import GPGTorchLearner
 from rllib_gpg.learning.trajectories import AddTrajectories
@@ -483,6 +484,39 @@ class GPGConfig(AlgorithmConfig):
         said = {k: v for k, v in given.items() if v is not None or not everything <= given.keys()}
         defaults = {k: v for k, v in _INITIALIZERS.items() if k.removesuffix("_kwargs") not in said}
         return given | defaults | said
+
+    @override(AlgorithmConfig)
+    def get_state(self) -> dict[str, Any]:
+        """Returns all settings.
+
+        RLlib leaves out what is -1, its mark of deprecated settings, and so builds algorithms with
+        the default in place of `lr=-1`. What isn't deprecated stays, to be refused by name.
+        """
+        default = vars(type(self)())
+        meant = {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, int | float) and value == -1 and default.get(name) != -1
+        }
+        return {**super().get_state(), **meant}
+
+    @override(AlgorithmConfig)
+    def build_env_to_module_connector(self, *args: Any, **kwargs: Any) -> ConnectorV2:
+        """Builds RLlib's pipeline; in front of it, flattens what the default module can't take.
+
+        Not where the user has set connectors, or a module or a catalog.
+        """
+        pipeline = super().build_env_to_module_connector(*args, **kwargs)
+        is_left_to_us = (
+            self._env_to_module_connector is None
+            and self.add_default_connectors_to_env_to_module_pipeline
+            and not self.is_multi_agent
+            and are_default(self.rl_module_spec)
+        )
+        space = pipeline.input_observation_space
+        if is_left_to_us and space is not None and not has_encoder(space):
+            pipeline.prepend(FlattenObservations())
+        return pipeline
 
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type[Learner]:

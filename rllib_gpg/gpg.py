@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.core import ALL_MODULES
+from ray.rllib.core import ALL_MODULES, DEFAULT_MODULE_ID
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -41,6 +41,22 @@ class GPG(GroupAlgorithm):
 
     # See learning/infos.py.
     reads_infos = False
+    # What Tune prints of each result by default: RLlib's own, and these.
+    _progress_metrics = (
+        *Algorithm._progress_metrics,
+        *(
+            f"{LEARNER_RESULTS}/{DEFAULT_MODULE_ID}/{metric}"
+            for metric in (
+                "group_return_mean",
+                "group_return_p10",
+                "group_return_p90",
+                "group_singleton_fraction",
+                "baseline_explained_variance",
+                "clip_fraction",
+                "entropy",
+            )
+        ),
+    )
 
     def __init__(self, config: Any = None, *args: Any, **kwargs: Any):
         """Initializes a GPG instance; see RLlib's `Algorithm`.
@@ -77,7 +93,8 @@ class GPG(GroupAlgorithm):
 
     def _estimate_advantages(self, episodes: Sequence[EpisodeType]) -> PreparedGroup:
         """Has the learner connector pipeline run, once, over the whole group."""
-        with self.metrics.log_time((TIMERS, GROUP_ADVANTAGE_ESTIMATION_TIMER)):
+        timer = (TIMERS, GROUP_ADVANTAGE_ESTIMATION_TIMER)
+        with self.metrics.log_time(timer, reduce="sum"):
             group = prepare_group(
                 self.learner_group,
                 episodes,
@@ -94,7 +111,7 @@ class GPG(GroupAlgorithm):
     def _update(self, group: PreparedGroup) -> None:
         if not group.shards:
             return
-        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER), reduce="sum"):
             learner_results = update_learners(
                 self.learner_group,
                 group.shards,

@@ -44,7 +44,7 @@ from rllib_gpg.sampling.standing import Standing
 from rllib_gpg.sampling.starts import NUM_EXTRA_STARTS
 from rllib_gpg.seeding import RunSeed
 from rllib_gpg.threads import threads_of_main_process
-from rllib_gpg.validation import check_overrides, check_spaces
+from rllib_gpg.validation import check_overrides, check_spaces, why_none_starts
 
 _RUN_SEED = "run_seed"
 _NUM_GROUPS = "num_groups"
@@ -67,6 +67,7 @@ class GroupAlgorithm(Algorithm):
 
         Raises:
             ValueError: If the binning can't take the observations.
+            Exception: What remote env runners raise as they are made, if all of them do.
         """
         # Before RLlib's own: the user's `on_algorithm_init` may restore a checkpoint.
         # RLlib loses Tune's trial id on the way; the trial's folder is as good.
@@ -81,7 +82,13 @@ class GroupAlgorithm(Algorithm):
         self._weights_of_step: Weights
         self._evaluated_weights: Weights
         self._recorder = EpisodeRecorder(self.config)
-        super().setup(config)
+        try:
+            super().setup(config)
+        except IndexError:
+            # RLlib asks the first env runner there is for the spaces.
+            if self.env_runner_group is not None or not self.config.num_env_runners:
+                raise
+            raise why_none_starts(self.config) from None
         check_spaces(self.config, self.spaces, recurrent_modules(self.learner_group))
         if self.eval_env_runner_group is None:
             warn_if_out_of_reach(self.config, self.evaluation_config)
@@ -129,7 +136,8 @@ class GroupAlgorithm(Algorithm):
         return self._policy.build_module(module_id)
 
     def _sample_group(self, weights: Weights) -> Sequence[EpisodeType]:
-        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+        # The seconds of this iteration; RLlib's default is a mean over hundreds of them.
+        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER), reduce="sum"):
             try:
                 group = self._groups.next(self._run_seed.value, weights)
             except SamplingError as error:

@@ -38,6 +38,8 @@ GROUP_METRICS = {
     "bins_explained_variance",
     "group_return_mean",
     "group_return_std",
+    "group_return_p10",
+    "group_return_p90",
     "clip_fraction",
     "policy_loss",
     "entropy",

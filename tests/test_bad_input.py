@@ -8,6 +8,7 @@ import time
 import warnings
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -19,11 +20,21 @@ from ray.tune import register_env
 
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.advantages import SpatialBinning, SpatialTimeBinning, StateBinning
+from rllib_gpg.learning import GPGCatalog
 from rllib_gpg.sampling import SamplingError
 from rllib_gpg.sampling.group import cut_into_shares
 from rllib_gpg.sampling.rollout import loop
 from tests.envs import Broken, DictIdentity, Endless, Identity, Long, NativeVector
-from tests.helpers import built, module_results, same, sample_group, small_config, snapshot
+from tests.helpers import (
+    GROUP_METRICS,
+    PlusTheStep,
+    built,
+    module_results,
+    same,
+    sample_group,
+    small_config,
+    snapshot,
+)
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -124,10 +135,40 @@ def test_other_groups_do_not_warn(training: dict[str, Any]) -> None:
     assert not [text for text in texts if "group_size" in text]
 
 
+class Embeds(GPGCatalog):
+    """A user's catalog, with an encoder of numbers."""
+
+    def _determine_components_hook(self) -> None:
+        self.observation_space = gym.spaces.Box(0.0, 1.0, (48,))
+        super()._determine_components_hook()
+
+
 def test_normalising_observations_that_are_no_box_is_refused() -> None:
     config = small_config("CliffWalking-v1").env_runners(max_episode_steps=5)
-    config.rl_module(model_config={"normalize_observations": True})
+    config.rl_module(
+        model_config={"normalize_observations": True},
+        rl_module_spec=RLModuleSpec(catalog_class=Embeds),
+    )
     with pytest.raises(ValueError, match=r"`normalize_observations` needs `Box`.*Flatten"):
+        config.build_algo()
+
+
+def test_what_a_default_module_has_no_encoder_for_is_flattened_by_default() -> None:
+    """The same groups and weights as with the user's own flattening."""
+    config = small_config("CliffWalking-v1", binning="state").env_runners(max_episode_steps=5)
+    with built(config) as algo, built(cliff_walking(binning="state")) as other:
+        for _ in range(2):
+            of_group, of_other = module_results(algo.train()), module_results(other.train())
+            assert all(of_group[name] == of_other[name] for name in GROUP_METRICS)
+        assert same(snapshot(algo), snapshot(other))
+
+
+def test_what_nothing_flattens_is_refused_with_the_mend() -> None:
+    config = small_config("CliffWalking-v1").env_runners(
+        max_episode_steps=5,
+        env_to_module_connector=lambda env, spaces, device: PlusTheStep(),
+    )
+    with pytest.raises(ValueError, match=r"shown .*Flatten observations: `env_runners\(env_to_mod"):
         config.build_algo()
 
 
@@ -261,6 +302,21 @@ def test_an_env_that_raises_is_reported_at_once_and_nothing_is_learned(
         mend(algo)
         assert module_results(algo.train())["group_num_episodes"] == 8
         assert not same(before, snapshot(algo))
+
+
+class Unlicensed(Identity):
+    """Can't be made."""
+
+    def __init__(self, config: Any = None):
+        raise PermissionError("no licence for the simulator")
+
+
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_env_that_cannot_be_made_ends_with_its_own_reason(num_env_runners: int) -> None:
+    """Left to RLlib, remote env runners end with `IndexError: list index out of range`."""
+    config = small_config(Unlicensed).env_runners(num_env_runners=num_env_runners)
+    with pytest.raises(PermissionError, match=r"^no licence for the simulator$"):
+        config.build_algo()
 
 
 # Envs without a time limit.

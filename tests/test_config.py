@@ -138,6 +138,13 @@ def test_the_loss_settings_have_ranges(name: str, value: Any, message: str) -> N
         cartpole().training(**{name: value}).validate()
 
 
+@pytest.mark.parametrize("name", ["lr", "entropy_coeff", "clip_param", "gamma", "group_size"])
+def test_minus_one_is_no_way_to_say_nothing(name: str) -> None:
+    """RLlib's mark of deprecated settings: left to it, the algorithm has the default."""
+    with pytest.raises(ValueError, match=rf"`{name}` must be"):
+        cartpole().training(**{name: -1}).build_algo()
+
+
 def test_settings_of_the_kl_loss_without_it_are_warned_of() -> None:
     with pytest.warns(UserWarning, match="`kl_target` do nothing without `use_kl_loss=True`"):
         cartpole().training(kl_coeff=0.5).validate()

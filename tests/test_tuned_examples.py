@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,22 +14,42 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.experimental.internal_kv import _initialize_internal_kv
 
+from rllib_gpg import GPG
+
 EXAMPLES = Path(__file__).parent.parent / "tuned_examples"
 REINFORCE = "reinforce_group_baseline.py"
 SCRIPTS = [*sorted(path.name for path in EXAMPLES.glob("*_gpg.py")), REINFORCE]
 
 
-def run_example(script: str, home: Path, *args: str, **env: str) -> str:
+NO_END = ("--stop-reward", "1000", "--stop-iters", "1000")
+# What is started in the background of a script ignores Ctrl-C, and so do its children.
+INTERRUPTIBLE = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+del sys.argv[0]
+sys.path[0] = sys.argv[0].rpartition("/")[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def environment(home: Path, **env: str) -> dict[str, str]:
+    """Of a script: Tune writes to ~/ray_results.
+
+    It has a Ray of its own: by default it would join a cluster that another test has started
+    meanwhile.
+    """
     # What Ray may have set here, because it has found a token in the user's home.
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    return {**inherited, "HOME": str(home), "RAY_ADDRESS": "local", **env}
+
+
+def run_example(script: str, home: Path, *args: str, **env: str) -> str:
     finished = subprocess.run(
         [sys.executable, str(EXAMPLES / script), *args],
         capture_output=True,
         text=True,
         timeout=600,
-        # Tune writes to ~/ray_results. A Ray of its own: by default it would join a cluster that
-        # another test has started meanwhile.
-        env={**inherited, "HOME": str(home), "RAY_ADDRESS": "local", **env},
+        env=environment(home, **env),
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -45,7 +66,7 @@ def path_after(label: str, output: str) -> Path:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_example_runs_and_keeps_what_it_says(script: str, tmp_path: Path) -> None:
     output = run_example(script, tmp_path, "--stop-iters", "2")
-    assert len(re.findall(r"^iteration +\d+ \| mean return", output, re.MULTILINE)) == 2
+    assert len(re.findall(r"^iteration +\d+/2 \| return +-?\d", output, re.MULTILINE)) == 2
     assert path_after("learning curve", output).read_bytes().startswith(b"\x89PNG")
     assert (path_after("checkpoint", output) / "rllib_checkpoint.json").is_file()
 
@@ -75,6 +96,40 @@ def test_example_passes_as_test(command: str, tmp_path: Path) -> None:
 def test_as_test_fails_when_the_return_is_not_reached(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="not reached"):
         run_example("cartpole_gpg.py", tmp_path, "--as-test", "--stop-iters", "1")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+    """To all processes of the terminal, as a terminal sends it."""
+    run = subprocess.Popen(
+        [sys.executable, "-u", "-c", INTERRUPTIBLE, str(EXAMPLES / "cartpole_gpg.py"), *NO_END],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(tmp_path),
+        start_new_session=True,
+    )
+    assert run.stdout
+    with run:
+        for line in run.stdout:
+            if line.startswith("iteration    2/"):
+                os.killpg(run.pid, signal.SIGINT)
+                break
+        output, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    assert "Stops after this iteration, with a checkpoint." in output
+    assert "Traceback" not in output + errors
+    checkpoint = path_after("checkpoint", output)
+    assert f"to go on: GPG.from_checkpoint('{checkpoint}').train()" in output
+    algo = GPG.from_checkpoint(checkpoint)
+    assert 3 <= algo.iteration <= 10
+    algo.stop()
+
+
+@pytest.mark.slow
+def test_another_env_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"`--env` doesn't apply.*'Acrobot-v1'"):
+        run_example("cartpole_gpg.py", tmp_path, "--env", "Acrobot-v1")
 
 
 @pytest.mark.slow
@@ -119,4 +174,4 @@ def test_the_cluster_example_uses_all_nodes() -> None:
         if ray.is_initialized():
             # Of the Ray of other tests, it has closed what envs and trainables are registered with.
             _initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
-    assert re.search(r"^iteration +1 ", output, re.MULTILINE)
+    assert re.search(r"^iteration +1/1 ", output, re.MULTILINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ray.tune import ResultGrid
 from ray.tune.experiment import Trial
 
 from rllib_gpg import GPGConfig
+from rllib_gpg.progress import ProgressCallback, groups_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -53,7 +55,15 @@ def run_example(
             prints its own lines instead, and nothing is kept.
         metric: What `--stop-reward` is about. Default: the mean return of one group. With several
             policies, whose groups differ, `EPISODE_RETURN`.
+
+    Raises:
+        SystemExit: With `--env`: settings and return are those of the example's env.
     """
+    if args.env:
+        raise SystemExit(
+            "`--env` doesn't apply: the settings of an example are tuned for its env. Copy the "
+            f"script and change its `environment(..)` to {args.env!r}."
+        )
     stop = {
         metric: args.stop_reward,
         "training_iteration": args.stop_iters,
@@ -64,46 +74,57 @@ def run_example(
         args,
         stop=stop,
         success_metric={metric: args.stop_reward},
-        tune_callbacks=[Progress(target=args.stop_reward)],
+        tune_callbacks=[Summary(target=args.stop_reward)],
         progress_reporter=_Silent(),
     )
 
 
-# Per module: env steps so far, mean and standard deviation of the group's returns.
-Curves = dict[str, list[tuple[int, float, float]]]
+# Per module: env steps so far, and of the group's returns the mean and the quantiles of the band.
+Curves = dict[str, list[tuple[int, float, float, float]]]
 
 
-class Progress(tune.Callback):
-    """Prints a line per iteration, and at the end a summary with the paths of what was kept."""
+class Summary(ProgressCallback):
+    """Prints a line per iteration, and at the end a summary with the paths of what was kept.
+
+    Ctrl-C ends the run after the iteration, as its stop criteria do.
+    """
 
     def __init__(self, target: float):
         """Takes the return to be drawn as a line into the learning curve of a single policy."""
+        super().__init__()
         self._target = target
         self._curves: dict[str, Curves] = defaultdict(lambda: defaultdict(list))
+        self._trials: list[Trial] = []
+
+    def setup(self, **info: Any) -> None:
+        """Takes Ctrl-C over from Tune, which would end the run without a checkpoint."""
+        self._before = signal.signal(signal.SIGINT, self._stop)
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Takes note of the trials there are."""
+        self._trials = trials
+
+    def _stop(self, *_: Any) -> None:
+        signal.signal(signal.SIGINT, self._before)
+        print("Stops after this iteration, with a checkpoint. Ctrl-C again: at once, without one.")
+        for trial in self._trials:
+            trial.stopping_criterion = {"training_iteration": 0}
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Prints the trial's iteration."""
+        """Prints the trial's iteration, and keeps what is to be drawn of it."""
+        super().on_trial_result(iteration, trials, trial, result, **info)
         env_steps = int(result["env_runners"]["num_env_steps_sampled_lifetime"])
-        means = []
-        for module_id, group in sorted(result["learners"].items()):
-            if "group_return_mean" in group:
-                mean, std = group["group_return_mean"], group["group_return_std"]
-                self._curves[trial.trial_id][module_id].append((env_steps, mean, std))
-                means.append((module_id, f"{mean:8.1f} ± {std:6.1f}"))
-        returns = ", ".join(f"{mid} {mean}" if len(means) > 1 else mean for mid, mean in means)
-        steps_per_s = result["env_runners"]["num_env_steps_sampled"] / result["time_this_iter_s"]
-        name = f"{trial.trial_id} | " if len(trials) > 1 else ""
-        print(
-            f"{name}iteration {result['training_iteration']:4d} | "
-            f"mean return of the group {returns} | "
-            f"env steps {env_steps:10,d} | {steps_per_s:8,.0f} steps/s",
-            flush=True,
-        )
+        for module_id, group in groups_of(result):
+            band = (group["group_return_p10"], group["group_return_p90"])
+            self._curves[trial.trial_id][module_id].append(
+                (env_steps, group["group_return_mean"], *band)
+            )
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Prints the summary and draws the learning curves of every trial."""
+        signal.signal(signal.SIGINT, self._before)
         for trial in trials:
             curves = self._curves.get(trial.trial_id)
             if not curves:
@@ -115,28 +136,24 @@ class Progress(tune.Callback):
                 f"steps, {result['time_total_s']:.1f} s of training"
             )
             for module_id, curve in curves.items():
-                returns = [mean for _, mean, _ in curve]
+                returns = [mean for _, mean, *_ in curve]
                 name = f" of {module_id}" if len(curves) > 1 else ""
                 print(
                     f"  mean return of a group{name}: last {returns[-1]:.1f}, "
                     f"best {max(returns):.1f}"
                 )
-            print(
-                f"  learning curve: {self._draw(trial, curves)}\n"
-                f"  checkpoint: {trial.checkpoint.path if trial.checkpoint else 'none'}"
-            )
+            print(f"  learning curve: {self._draw(trial, curves)}")
+            if trial.checkpoint:
+                path = trial.checkpoint.path
+                print(f"  checkpoint: {path}\n  to go on: GPG.from_checkpoint({path!r}).train()")
 
     def _draw(self, trial: Trial, curves: Curves) -> Path:
         figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
         for module_id, curve in curves.items():
-            env_steps, means, stds = zip(*curve, strict=True)
-            band = ((mean - std, mean + std) for mean, std in zip(means, stds, strict=True))
+            env_steps, means, lows, highs = zip(*curve, strict=True)
             name = f", {module_id}" if len(curves) > 1 else ""
             axes.fill_between(
-                env_steps,
-                *zip(*band, strict=True),
-                alpha=0.2,
-                label=f"± 1 standard deviation{name}",
+                env_steps, lows, highs, alpha=0.2, label=f"80 % of its episodes{name}"
             )
             axes.plot(env_steps, means, label=f"mean return of the group{name}")
         if len(curves) == 1:

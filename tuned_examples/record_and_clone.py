@@ -27,6 +27,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 
 from rllib_gpg import GPGConfig
+from rllib_gpg.progress import progress
 
 ENV = "CartPole-v1"
 NET = {"fcnet_hiddens": [64, 64]}
@@ -47,13 +48,9 @@ def gpg_config() -> GPGConfig:
 def train(stop_reward: float, stop_iters: int) -> str:
     """Trains until a group reaches a mean return; returns the path of the policy."""
     algo = gpg_config().build_algo()
-    for iteration in range(1, stop_iters + 1):
-        group_return = algo.train()["learners"][DEFAULT_MODULE_ID]["group_return_mean"]
-        print(
-            f"iteration {iteration:4d} | mean return of the group {group_return:8.1f}", flush=True
-        )
-        if group_return >= stop_reward:
-            break
+    stop = {"group_return_mean": stop_reward, "training_iteration": stop_iters}
+    for _ in progress(algo, stop):
+        pass
     checkpoint = algo.save_to_path()
     algo.stop()
     return f"{checkpoint}/{POLICY}"

@@ -68,10 +68,11 @@ class GroupAdvantageEstimation(ConnectorV2):
 
     With a metrics logger, logs per module: `group_num_episodes`, `group_num_env_steps`,
     `group_num_bins`, `group_singleton_fraction`, `baseline_explained_variance`,
-    `bins_explained_variance`, `group_return_mean` and `group_return_std` (of undiscounted returns),
-    and what the baseline itself logs (`baseline_ridge_share`). Where episodes share their starts,
-    bins hold those of one start only, and `group_equal_starts` is logged too: of how many starts
-    all episodes have the same undiscounted return (the sum over the module's agents).
+    `bins_explained_variance`; of undiscounted returns `group_return_mean`, `group_return_std` and
+    their 10 % and 90 % quantiles, `group_return_p10` and `group_return_p90`; and what the baseline
+    itself logs (`baseline_ridge_share`). Where episodes share their starts, bins hold those of one
+    start only, and `group_equal_starts` is logged too: of how many starts all episodes have the
+    same undiscounted return (the sum over the module's agents).
     """
 
     # Env runners may leave infos behind. Binning functions and baselines are shown observations.
@@ -387,6 +388,7 @@ def _num_equal_starts(
 
 def _group_metrics(rewards: Sequence[np.ndarray], estimate: GroupEstimate) -> dict[str, float]:
     returns = np.array([reward_T.sum() for reward_T in rewards])
+    p10, p90 = np.quantile(returns, (0.1, 0.9))
     return {
         "group_num_episodes": len(rewards),
         "group_num_env_steps": sum(len(reward_T) for reward_T in rewards),
@@ -397,4 +399,6 @@ def _group_metrics(rewards: Sequence[np.ndarray], estimate: GroupEstimate) -> di
         **estimate.metrics,
         "group_return_mean": float(returns.mean()),
         "group_return_std": float(returns.std()),
+        "group_return_p10": float(p10),
+        "group_return_p90": float(p90),
     }

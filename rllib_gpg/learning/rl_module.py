@@ -19,6 +19,8 @@ from ray.rllib.core.models.configs import (
     MLPHeadConfig,
     RecurrentEncoderConfig,
 )
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.typing import StateDict
 from torch import Tensor, nn
@@ -31,6 +33,11 @@ _PARTS = {"encoder": "_encoder", "pi": "_pi_head"}
 
 # RLlib's own encoders of one array. They take floats only, unlike a user's (an embedding, say).
 _FLOAT_ENCODERS = (CNNEncoderConfig, MLPEncoderConfig, RecurrentEncoderConfig)
+
+
+def has_encoder(space: gym.Space | None) -> bool:
+    """Whether RLlib's catalogs have an encoder for observations of a space: vectors and images."""
+    return isinstance(space, gym.spaces.Box) and len(space.shape) in (1, 3)
 
 
 class GPGCatalog(BCCatalog):
@@ -48,7 +55,20 @@ class GPGCatalog(BCCatalog):
         action_space: gym.Space,
         model_config_dict: dict[str, Any],
     ):
-        """Takes the arguments of RLlib's `Catalog`."""
+        """Takes the arguments of RLlib's `Catalog`.
+
+        Raises:
+            ValueError: If there is no encoder for such observations.
+        """
+        if type(self) is GPGCatalog and not has_encoder(observation_space):
+            raise ValueError(
+                f"The default module takes vectors and images, and is shown {observation_space}. "
+                "Flatten observations: `env_runners(env_to_module_connector=lambda env, spaces, "
+                "device: FlattenObservations())`, beside the connectors there are, and with "
+                "several agents `FlattenObservations(multi_agent=True)`; it is in "
+                "`ray.rllib.connectors.env_to_module`. Or set a module of your own, "
+                "`RLModuleSpec(module_class=..)`."
+            )
         super().__init__(observation_space, action_space, model_config_dict)
         self._settings = model_config_dict
 
@@ -273,3 +293,11 @@ class DefaultGPGTorchRLModule(DefaultBCTorchRLModule):
             )
             outputs[Columns.ACTIONS] = distribution.to_deterministic().sample()
         return outputs
+
+
+def are_default(spec: RLModuleSpec | MultiRLModuleSpec) -> bool:
+    """Whether all modules of a spec are default modules with GPG's catalog."""
+    return all(
+        each.module_class is DefaultGPGTorchRLModule and each.catalog_class in (None, GPGCatalog)
+        for each in spec.as_multi_rl_module_spec().rl_module_specs.values()
+    )

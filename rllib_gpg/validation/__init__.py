@@ -13,6 +13,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.utils.typing import ModuleID
 
 from rllib_gpg.validation import env_runners, loss, modules, names, numbers, updates
+from rllib_gpg.validation.env_runners import why_none_starts
 from rllib_gpg.validation.names import CRITIC_SETTINGS, check_arguments
 from rllib_gpg.validation.spaces import check_spaces
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_keys",
     "check_overrides",
     "check_spaces",
+    "why_none_starts",
 ]
 
 

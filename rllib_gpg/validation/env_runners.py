@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
+
+_SECONDS_TO_START = 120.0
 
 
 def problems(config: AlgorithmConfig) -> Iterator[str]:
@@ -15,6 +19,27 @@ def problems(config: AlgorithmConfig) -> Iterator[str]:
     yield from _sampling(config)
     if config.output:
         yield from _recording(config)
+
+
+def why_none_starts(config: AlgorithmConfig) -> Exception:
+    """Returns what a remote env runner raises as it is made; asked when all have failed.
+
+    An env that can't be made, mostly. RLlib logs it and goes on, in vain.
+    """
+    # Without resources of its own: those that failed may still hold theirs.
+    runner = ray.remote(num_cpus=0)(config.env_runner_cls).remote(
+        config=config, worker_index=1, num_workers=config.num_env_runners
+    )
+    try:
+        ray.get(runner.assert_healthy.remote(), timeout=_SECONDS_TO_START)
+    except RayActorError as error:
+        # As RLlib takes it from there.
+        return error.args[0].args[2] if error.actor_init_failed else error
+    except GetTimeoutError as error:
+        return error
+    finally:
+        ray.kill(runner)
+    return RuntimeError("No remote env runner could be made; the log above says why.")
 
 
 def _sampling(config: AlgorithmConfig) -> Iterator[str]:

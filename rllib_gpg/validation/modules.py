@@ -14,6 +14,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.typing import ModuleID
 
 from rllib_gpg.learning import DefaultGPGTorchRLModule, GPGCatalog, GPGTorchLearner
+from rllib_gpg.learning.rl_module import are_default
 from rllib_gpg.validation.names import CRITIC_SETTINGS, is_said, with_nearest
 
 _SHARED = "vf_share_layers"
@@ -117,11 +118,7 @@ def _unknown_model_settings(config: AlgorithmConfig) -> Iterator[str]:
 def _model_settings(config: AlgorithmConfig) -> Iterator[Mapping[str, Any]]:
     """Yields the `model_config`s of default modules. Users' own may hold anything."""
     specs = _specs(config)
-    of_default = [
-        spec
-        for spec in specs
-        if spec.module_class is DefaultGPGTorchRLModule and spec.catalog_class in (None, GPGCatalog)
-    ]
+    of_default = [spec for spec in specs if are_default(spec)]
     if len(of_default) == len(specs):
         yield config.model_config
     for spec in of_default:

@@ -349,6 +349,10 @@ def test_the_metrics_of_a_group_are_right_from_the_first_iteration() -> None:
             # Rewards are 1: a return is a length.
             assert results["group_return_mean"] == pytest.approx(lengths.mean())
             assert results["group_return_std"] == pytest.approx(lengths.std())
+            # Of 6 sorted returns, the quantiles are in the middle of the outer two on either side.
+            outer = np.sort(lengths)[[0, 1, -2, -1]].reshape(2, 2).mean(1)
+            assert results["group_return_p10"] == pytest.approx(outer[0])
+            assert results["group_return_p90"] == pytest.approx(outer[1])
             # Time bins: one per step of the longest episode.
             assert results["group_num_bins"] == lengths.max()
             num_long = int((lengths == 200).sum())

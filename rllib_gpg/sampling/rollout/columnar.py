@@ -106,6 +106,9 @@ def changed_defaults(parts: RunnerParts) -> str | None:
         plain.build_module_to_env_connector(parts.env),
     )
     pieces = [type(piece) for pipeline in pipelines for piece in pipeline.connectors]
+    if pieces[0] is FlattenObservations:
+        # Of observations that the default module can't take as they are.
+        del pieces[0]
     known = [*_DEFAULT_ENV_TO_MODULE, GetActions, *_DEFAULT_MODULE_TO_ENV[1:]]
     return None if pieces == known else ", ".join(piece.__name__ for piece in pieces)
 

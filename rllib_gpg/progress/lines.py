@@ -1,0 +1,86 @@
+"""What one result says, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rllib_gpg.progress.criteria import ITERATION, Criteria
+
+_PHASES = {
+    "sample": "env_runner_sampling_timer",
+    "estimate": "group_advantage_estimation_timer",
+    "update": "learner_update_timer",
+}
+
+
+class Lines:
+    """Puts the results of one run into a line each."""
+
+    def __init__(self, stop: Mapping[str, float]):
+        """Takes the stop criteria of the run, as `ray.tune.RunConfig(stop=..)` does."""
+        self._limit = stop.get(ITERATION)
+        self._criteria = Criteria(stop)
+
+    def of(self, result: Mapping[str, Any]) -> str:
+        """Returns the line of the next result.
+
+        Args:
+            result: What `Algorithm.train` returned, of GPG or of any algorithm with
+                `GroupAdvantageEstimation` in its learner pipeline; of others it shows the mean
+                return of episodes.
+        """
+        number = f"iteration {result[ITERATION]:4d}"
+        if self._limit is not None:
+            number += f"/{self._limit:g}"
+        left = self._criteria.seconds_left(result)
+        parts = [
+            number,
+            f"return {_returns(result)}",
+            _speed(result),
+            _shares_of_time(result),
+            "" if left is None else f"at most {_clock(left)} left",
+        ]
+        return " | ".join(part for part in parts if part)
+
+
+def _returns(result: Mapping[str, Any]) -> str:
+    """Returns the mean return of each module's group, and between which returns 80 % of it are."""
+    found = {
+        module_id: f"{group['group_return_mean']:8.1f} "
+        f"({group['group_return_p10']:.1f} to {group['group_return_p90']:.1f})"
+        for module_id, group in groups_of(result)
+    }
+    if not found:
+        # Missing as long as no episode has ended.
+        return f"{result['env_runners'].get('episode_return_mean', float('nan')):8.1f}"
+    if len(found) == 1:
+        return next(iter(found.values()))
+    return ", ".join(f"{module_id} {returns.lstrip()}" for module_id, returns in found.items())
+
+
+def groups_of(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields the ids and the metrics of all modules that have learned from a group."""
+    for module_id, metrics in sorted(result.get("learners", {}).items()):
+        if "group_return_mean" in metrics:
+            yield module_id, metrics
+
+
+def _speed(result: Mapping[str, Any]) -> str:
+    sampled = result["env_runners"]
+    per_second = sampled["num_env_steps_sampled"] / result["time_this_iter_s"]
+    steps = sampled["num_env_steps_sampled_lifetime"]
+    return f"{steps:11,.0f} env steps, {per_second:7,.0f}/s"
+
+
+def _shares_of_time(result: Mapping[str, Any]) -> str:
+    timers, whole = result.get("timers", {}), result["time_this_iter_s"]
+    if not all(timer in timers for timer in _PHASES.values()):
+        return ""  # not GPG
+    return " ".join(f"{phase} {timers[timer] / whole:.0%}" for phase, timer in _PHASES.items())
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,43 @@
+"""GPG on Hopper-v5 from few env steps: groups of 4 episodes, compared by a regression.
+
+What it shows: `baseline="ridge"` with `lambda_` below 1, which is where small groups of continuous
+control begins; docs/baselines.md compares it with bins and with PPO. Minibatches have 64 steps, as
+in PPO's published settings: episodes become longer as the policy learns, and updates more numerous.
+
+How to run it::
+
+    python tuned_examples/hopper_gpg.py
+
+What to expect: @@HOPPER@@
+"""
+
+from progress import example_parser, run_example
+
+from rllib_gpg import GPGConfig
+
+parser = example_parser(reward=500.0, iterations=300)
+
+config = (
+    GPGConfig()
+    .environment("Hopper-v5")
+    .env_runners(num_envs_per_env_runner=4)
+    .training(
+        group_size=4,
+        baseline="ridge",
+        lambda_=0.98,
+        lr=3e-4,
+        gamma=0.99,
+        num_epochs=10,
+        minibatch_size=64,
+    )
+    .rl_module(
+        model_config={
+            "fcnet_hiddens": [64, 64],
+            "free_log_std": True,
+            "normalize_observations": True,
+        }
+    )
+)
+
+if __name__ == "__main__":
+    run_example(config, parser.parse_args())
