@@ -31,6 +31,7 @@ from rllib_gpg.advantages.levels import Level, check_level
 from rllib_gpg.advantages.returns import are_equal
 from rllib_gpg.advantages.units import check_unit
 from rllib_gpg.learning.columns import as_column, is_step
+from rllib_gpg.learning.pipeline import REPORT, REPORTS
 from rllib_gpg.learning.scores import score_products
 
 # In a pipeline's `shared_data`: the number of the group. A group whose update was interrupted comes
@@ -68,8 +69,10 @@ class GroupAdvantageEstimation(ConnectorV2):
 
     With a metrics logger, logs per module: `group_num_episodes`, `group_num_env_steps`,
     `group_num_bins`, `group_singleton_fraction`, `baseline_explained_variance`,
-    `bins_explained_variance`, `group_return_mean` and `group_return_std` (of undiscounted returns),
-    and what the baseline itself logs (`baseline_ridge_share`). Where episodes share their starts,
+    `bins_explained_variance`, `group_advantage_std` (before advantages are normalised; 0: there is
+    nothing to learn), `group_truncated_fraction` (of the trajectories, those that were cut and
+    haven't ended), `group_return_mean` and `group_return_std` (of undiscounted returns), and what
+    the baseline itself logs (`baseline_ridge_share`). Where episodes share their starts,
     bins hold those of one start only, and `group_equal_starts` is logged too: of how many starts
     all episodes have the same undiscounted return (the sum over the module's agents).
     """
@@ -159,8 +162,8 @@ class GroupAdvantageEstimation(ConnectorV2):
             ValueError: If an episode isn't whole; if a reward or an observation isn't finite; if
                 the binning returns keys it must not. The error names the episode.
         """
-        number = (shared_data or {}).get(GROUP_NUMBER)
-        start_of = (shared_data or {}).get(STARTS)
+        told = {} if shared_data is None else shared_data
+        number, start_of, report = (told.get(name) for name in (GROUP_NUMBER, STARTS, REPORT))
         is_again = number is not None and number == self._before[0]
         before = self._before[1] if is_again else self._memory
         memory = dict(before)
@@ -198,10 +201,13 @@ class GroupAdvantageEstimation(ConnectorV2):
             else:
                 columns[Columns.ADVANTAGES] = as_column(estimate.advantages, columns)
             if metrics is not None:
-                logged = _group_metrics(rewards, estimate)
+                logged = _group_metrics(group, rewards, estimate)
                 if starts is not None:
                     logged["group_equal_starts"] = _num_equal_starts(rewards, ids, starts)
                 metrics.log_dict(logged, key=module_id, window=1)
+            if report is not None:
+                of_modules = told.setdefault(REPORTS, {})
+                of_modules[module_id] = report(estimate, rewards, starts=starts, **settings)
         # All modules or, if one of them raises, none.
         self._memory, self._before = memory, (number, before)
         return batch
@@ -385,7 +391,9 @@ def _num_equal_starts(
     return sum(are_equal([*of_start.values()]) for of_start in returns.values())
 
 
-def _group_metrics(rewards: Sequence[np.ndarray], estimate: GroupEstimate) -> dict[str, float]:
+def _group_metrics(
+    group: Sequence[SingleAgentEpisode], rewards: Sequence[np.ndarray], estimate: GroupEstimate
+) -> dict[str, float]:
     returns = np.array([reward_T.sum() for reward_T in rewards])
     return {
         "group_num_episodes": len(rewards),
@@ -395,6 +403,8 @@ def _group_metrics(rewards: Sequence[np.ndarray], estimate: GroupEstimate) -> di
         "baseline_explained_variance": estimate.baseline_explained_variance,
         "bins_explained_variance": estimate.bins_explained_variance,
         **estimate.metrics,
+        "group_advantage_std": float(estimate.comparison.differences.std()),
+        "group_truncated_fraction": float(np.mean([not e.is_terminated for e in group])),
         "group_return_mean": float(returns.mean()),
         "group_return_std": float(returns.std()),
     }

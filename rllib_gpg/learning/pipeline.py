@@ -39,6 +39,10 @@ from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.nested import map_leaves
 from rllib_gpg.seeding import MAX_SEED, seeded_globally
 
+# In a pipeline's `shared_data`: a function that reports on the group of a module, called by the piece
+# that knows it; and a dict, module -> what it has reported.
+REPORT, REPORTS = "report", "reports"
+
 _DEFAULT_NUM_MINIBATCHES = 4
 
 
@@ -53,6 +57,7 @@ class PreparedGroup:
         seed: The seed of what is random in the update.
         moments: The moments of the group's observations, for each module that normalises these.
         metrics: What the pieces have logged, reduced.
+        reports: What was reported on the group, by module, if that was asked for.
     """
 
     shards: list[Any]
@@ -60,6 +65,7 @@ class PreparedGroup:
     seed: int
     moments: dict[ModuleID, ObservationMoments]
     metrics: dict[str, Any]
+    reports: dict[ModuleID, Any]
 
 
 def prepare_group(
@@ -168,6 +174,7 @@ def _prepare(
             if getattr(learner.module[module_id].unwrapped(), "observation_normalizer", None)
         },
         metrics=metrics.reduce(),
+        reports=shared_data.get(REPORTS, {}),
     )
 
 
