@@ -25,10 +25,10 @@ from rllib_gpg.advantages.baselines import Baseline, resolve_baseline
 from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import BinningFunction, resolve_binning
 from rllib_gpg.advantages.credit import check_credit
-from rllib_gpg.advantages.estimator import GroupEstimate, estimate_group
+from rllib_gpg.advantages.estimator import estimate_group
 from rllib_gpg.advantages.grouping import ScoreFunction
 from rllib_gpg.advantages.levels import Level, check_level
-from rllib_gpg.advantages.returns import are_equal
+from rllib_gpg.advantages.metrics import group_metrics, num_equal_starts
 from rllib_gpg.advantages.units import check_unit
 from rllib_gpg.learning.columns import as_column, is_step
 from rllib_gpg.learning.pipeline import REPORT, REPORTS
@@ -201,9 +201,9 @@ class GroupAdvantageEstimation(ConnectorV2):
             else:
                 columns[Columns.ADVANTAGES] = as_column(estimate.advantages, columns)
             if metrics is not None:
-                logged = _group_metrics(group, rewards, estimate)
+                logged = group_metrics(rewards, [e.is_terminated for e in group], estimate)
                 if starts is not None:
-                    logged["group_equal_starts"] = _num_equal_starts(rewards, ids, starts)
+                    logged["group_equal_starts"] = num_equal_starts(rewards, ids, starts)
                 metrics.log_dict(logged, key=module_id, window=1)
             if report is not None:
                 of_modules = told.setdefault(REPORTS, {})
@@ -379,32 +379,3 @@ def _start(episode_id: str, start_of: Mapping[str, int]) -> int:
             "(`episodes_per_start`), learner connector pieces can't add others."
         )
     return start_of[known]
-
-
-def _num_equal_starts(
-    rewards: Sequence[np.ndarray], episodes: Sequence[str], starts: Sequence[int]
-) -> int:
-    """Returns how many starts have episodes of equal return, the sum over their agents."""
-    returns: defaultdict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for reward_T, episode, start in zip(rewards, episodes, starts, strict=True):
-        returns[start][episode] += float(reward_T.sum())
-    return sum(are_equal([*of_start.values()]) for of_start in returns.values())
-
-
-def _group_metrics(
-    group: Sequence[SingleAgentEpisode], rewards: Sequence[np.ndarray], estimate: GroupEstimate
-) -> dict[str, float]:
-    returns = np.array([reward_T.sum() for reward_T in rewards])
-    return {
-        "group_num_episodes": len(rewards),
-        "group_num_env_steps": sum(len(reward_T) for reward_T in rewards),
-        "group_num_bins": estimate.num_bins,
-        "group_singleton_fraction": estimate.singleton_fraction,
-        "baseline_explained_variance": estimate.baseline_explained_variance,
-        "bins_explained_variance": estimate.bins_explained_variance,
-        **estimate.metrics,
-        "group_advantage_std": float(estimate.comparison.differences.std()),
-        "group_truncated_fraction": float(np.mean([not e.is_terminated for e in group])),
-        "group_return_mean": float(returns.mean()),
-        "group_return_std": float(returns.std()),
-    }

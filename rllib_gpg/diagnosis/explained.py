@@ -103,9 +103,7 @@ def explained_by_each(
         ("ridge", _ridge(found, baseline), "baseline='ridge'"),
     ):
         rows.append(
-            Explained(name, None, said)
-            if isinstance(said, str)
-            else share_of(name, said, setting)
+            Explained(name, None, said) if isinstance(said, str) else share_of(name, said, setting)
         )
     return rows
 

@@ -39,8 +39,8 @@ from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.nested import map_leaves
 from rllib_gpg.seeding import MAX_SEED, seeded_globally
 
-# In a pipeline's `shared_data`: a function that reports on the group of a module, called by the piece
-# that knows it; and a dict, module -> what it has reported.
+# In a pipeline's `shared_data`: a function that reports on a module's group, to be called by the
+# piece that has it; and a dict, module -> what it has reported.
 REPORT, REPORTS = "report", "reports"
 
 _DEFAULT_NUM_MINIBATCHES = 4
