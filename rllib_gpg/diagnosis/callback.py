@@ -33,7 +33,7 @@ class DiagnosisCallback(RLlibCallback):
 
         Args:
             every: A picture in the first iteration, and in every so manieth after it. Default 10:
-                one takes about half a second.
+                one takes about a second.
 
         Raises:
             ValueError: If it is no integer above 0.

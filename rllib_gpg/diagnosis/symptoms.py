@@ -45,6 +45,11 @@ _MIN_ENTROPY_OF_NUMBER = math.log(0.01) + 0.5 * math.log(2.0 * math.pi * math.e)
 # Below this an update is short enough, whatever sampling takes.
 _LONG_UPDATE_S = 1.0
 
+_MEND_ALONE = (
+    "Use a larger group (`group_size`); coarser bins, such as binning='time' or a larger `epsilon`;"
+    " or a baseline that remembers (`baseline='ridge'`, `baseline_decay=0.8`)."
+)
+
 
 @dataclass(frozen=True)
 class Iteration:
@@ -103,12 +108,6 @@ def most_alone(seen: Iteration) -> str | None:
         f"{share:.0%} of the first visits are alone in their bin, and nothing is learned from "
         f"them. {_MEND_ALONE}"
     )
-
-
-_MEND_ALONE = (
-    "Use a larger group (`group_size`); coarser bins, such as binning='time' or a larger `epsilon`;"
-    " or a baseline that remembers (`baseline='ridge'`, `baseline_decay=0.8`)."
-)
 
 
 def nothing_to_learn(seen: Iteration) -> str | None:

@@ -12,9 +12,9 @@ import ray
 import torch
 from ray import tune
 from ray.air._internal.json import SafeFallbackEncoder
+from ray.air.integrations import wandb
 from tensorboardX.proto.event_pb2 import Event
 
-import rllib_gpg  # noqa: F401
 from rllib_gpg import GPGConfig
 from rllib_gpg.diagnosis import DiagnosisCallback
 from rllib_gpg.diagnosis.picture import Picture
@@ -103,8 +103,16 @@ def test_a_picture_is_a_few_words_where_text_is_written() -> None:
     assert f"{picture}" == repr(picture) == words
     again = ray.cloudpickle.loads(ray.cloudpickle.dumps(picture))
     assert str(again) == words
-    # As Ray's logger for W&B asks for them.
-    assert picture.numpy().shape == (40, 60, 3)
+
+
+def test_weights_and_biases_is_handed_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's part is real. W&B's own, `wandb.Image`, asks what it is given for `numpy()`."""
+    monkeypatch.setattr(wandb, "Image", lambda pixels, **_: pixels.numpy(), raising=False)
+    picture = np.zeros((3, 40, 60), np.uint8).view(Picture)
+    picture[0] = 255
+    logged = wandb._clean_log({"diagnosis": {"policy": picture}})["diagnosis"]["policy"]
+    assert logged.shape == (40, 60, 3)
+    assert (logged == [255, 0, 0]).all()
 
 
 @pytest.mark.slow
