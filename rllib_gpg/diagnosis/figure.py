@@ -73,7 +73,9 @@ def _draw_time(axes: Any, report: GroupReport) -> None:
     axes.patch.set_visible(False)
     axes.fill_between(over.timesteps, low, high, color=_BLUE, alpha=0.25, linewidth=0)
     marker = "o" if len(over.timesteps) == 1 else None
-    axes.plot(over.timesteps, mean, color=_BLUE, marker=marker, label="return-to-go, 10 to 90 %")
+    axes.plot(
+        over.timesteps, mean, color=_BLUE, marker=marker, label="returns-to-go: mean, 10 to 90 %"
+    )
     axes.plot(
         over.timesteps, over.values, color=_ORANGE, marker=marker, linestyle="--", label="baseline"
     )
@@ -102,17 +104,18 @@ def _draw_advantages(axes: Any, spread: Histogram, title: str) -> None:
 def _draw_explained(axes: Any, report: GroupReport) -> None:
     """Bars to the right; what is below -1 is cut off there, with its number beside it."""
     rows = report.explained[::-1]
+    lowest = min([row.share for row in rows if row.share is not None], default=0.0)
+    left = max(-1.0, min(lowest, 0.0)) - 0.02
     for y, row in enumerate(rows):
         if row.share is None:
-            axes.text(0.02, y, row.note[:46], va="center", fontsize=7, color=_RED)
+            axes.text(left + 0.03, y, row.note[:46], va="center", fontsize=7, color=_RED)
             continue
         shown = max(row.share, -1.0)
         axes.barh(y, shown, color=_ORANGE if row.name == "in force" else _BLUE)
         words = f"{row.share:.2f}  {row.note}".rstrip()
         axes.text(max(shown, 0.0) + 0.02, y, words, va="center", fontsize=8)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
     axes.axvline(0.0, color=_GREY, linewidth=1)
-    lowest = min([row.share for row in rows if row.share is not None], default=0.0)
-    axes.set_xlim(max(-1.0, min(lowest, 0.0)) - 0.02, 1.45)
-    axes.set_xticks([x for x in (-1.0, -0.5, 0.0, 0.5, 1.0) if x >= lowest - 0.02])
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
+    axes.set_xticks([x for x in (-1.0, -0.5, 0.0, 0.5, 1.0) if x >= left])
+    axes.set(xlim=(left, 1.5), ylim=(-0.6, len(rows) - 0.4))
     axes.set_title("Explained variance, own return left out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +14,8 @@ class Picture(np.ndarray):
 
     That for Weights & Biases wants the colours last, and asks an array that isn't NumPy's own for
     `numpy()`. Those that write text, into result.json and progress.csv, find a few words: a list
-    of all pixels would be megabytes.
+    of all pixels would be megabytes. On its way to them, and where Tune keeps the last result of a
+    trial, it is compressed.
     """
 
     @classmethod
@@ -30,8 +32,16 @@ class Picture(np.ndarray):
         """Returns the pixels as [height, width, 3]."""
         return np.asarray(self).transpose(1, 2, 0)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Compresses the pixels, most of which are white."""
+        return _unpacked, (zlib.compress(self.tobytes()), self.shape)
+
     def __str__(self) -> str:
         """Says what it is, without the pixels."""
         return f"picture of {' x '.join(map(str, self.shape[:0:-1]))} pixels"
 
     __repr__ = __str__
+
+
+def _unpacked(compressed: bytes, shape: tuple[int, ...]) -> Picture:
+    return np.frombuffer(zlib.decompress(compressed), np.uint8).reshape(shape).view(Picture)

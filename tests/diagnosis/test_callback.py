@@ -97,12 +97,16 @@ def test_how_often_is_an_integer(every: Any) -> None:
 
 
 def test_a_picture_is_a_few_words_where_text_is_written() -> None:
-    picture = np.zeros((3, 40, 60), np.uint8).view(Picture)
+    picture = np.full((3, 40, 60), 255, np.uint8).view(Picture)
+    picture[0, 20] = 7
     words = "picture of 60 x 40 pixels"
     assert json.dumps({"x": picture}, cls=SafeFallbackEncoder) == f'{{"x": "{words}"}}'
     assert f"{picture}" == repr(picture) == words
-    again = ray.cloudpickle.loads(ray.cloudpickle.dumps(picture))
-    assert str(again) == words
+    packed = ray.cloudpickle.dumps(picture)
+    assert len(packed) < picture.nbytes / 10
+    again = ray.cloudpickle.loads(packed)
+    assert isinstance(again, Picture)
+    assert np.array_equal(again, picture)
 
 
 def test_weights_and_biases_is_handed_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +174,7 @@ def test_tune_hands_the_picture_to_tensorboard_and_not_to_text(tmp_path: Path) -
     lines = [json.loads(line) for line in (folder / "result.json").read_text().splitlines()]
     shown = [line.get("diagnosis", {}).get("default_policy") for line in lines]
     assert shown == [words, None, words]
-    for file in tmp_path.rglob("*"):
-        assert file.is_dir() or "tfevents" in file.name or file.stat().st_size < 100_000, file
+    # Nor to what Tune remembers of the trial, as pickles in a JSON.
+    for file in tmp_path.rglob("*.[jc]s*"):
+        assert file.stat().st_size < 500_000, file
     assert words in (folder / "progress.csv").read_text()

@@ -74,7 +74,9 @@ def test_the_picture_shows_the_numbers() -> None:
     time, bins, *_, explained = draw({"policy": report}).axes[:5]
     lines = {line.get_label(): line.get_ydata() for line in time.get_lines()}
     np.testing.assert_array_equal(lines["baseline"], report.over_time.values)
-    np.testing.assert_array_equal(lines["return-to-go, 10 to 90 %"], report.over_time.returns[1])
+    np.testing.assert_array_equal(
+        lines["returns-to-go: mean, 10 to 90 %"], report.over_time.returns[1]
+    )
     assert [bar.get_height() for bar in bins.patches] == [1, 1, 1, 2]
     widths = [bar.get_width() for bar in explained.patches]
     shares = [row.share for row in report.explained[::-1] if row.share is not None]
