@@ -174,7 +174,7 @@ def test_tune_hands_the_picture_to_tensorboard_and_not_to_text(tmp_path: Path) -
     lines = [json.loads(line) for line in (folder / "result.json").read_text().splitlines()]
     shown = [line.get("diagnosis", {}).get("default_policy") for line in lines]
     assert shown == [words, None, words]
-    # Nor to what Tune remembers of the trial, as pickles in a JSON.
+    # Tune remembers the last result twice, as pickles in a JSON; also that is less than the pixels.
     for file in tmp_path.rglob("*.[jc]s*"):
-        assert file.stat().st_size < 500_000, file
+        assert file.stat().st_size < 3 * height * width, file
     assert words in (folder / "progress.csv").read_text()

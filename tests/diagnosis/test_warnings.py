@@ -162,6 +162,12 @@ def test_nobody_is_warned_of_having_solved_it() -> None:
     assert len(run.says(20, group_return_mean=9.0, **EQUAL)) == 1
 
 
+def test_where_all_are_cut_alike_the_limit_is_named() -> None:
+    """Nobody has come to the end so far: a longer limit may change that."""
+    (sentence,) = Run().says(10, **EQUAL, **CUT)
+    assert "all episodes are cut, after 100 steps: a longer limit" in sentence
+
+
 def test_actions_that_are_numbers_have_another_entropy() -> None:
     """A normal distribution with a standard deviation of 0.1 per number is no collapse."""
     entropy = 3 * (np.log(0.1) + 0.5 * np.log(2 * np.pi * np.e))
