@@ -69,7 +69,8 @@ class TrainingWarnings:
         of_all = Iteration({}, timers, self._config, None, math.inf)
         yield from self._noticed(ALL_MODULES, of_all, _SYMPTOMS_OF_ALL)
         for module_id, learned in result.get(LEARNER_RESULTS, {}).items():
-            if module_id == ALL_MODULES or "group_num_episodes" not in learned:
+            # Beside modules there is what learner connectors of the user's have logged.
+            if not isinstance(learned, Mapping) or "group_num_episodes" not in learned:
                 continue
             seen = Iteration(
                 learned,

@@ -177,7 +177,7 @@ def test_actions_that_are_numbers_have_another_entropy() -> None:
 
 
 def test_a_module_that_isnt_trained_has_nothing_to_say() -> None:
-    result = {"learners": {"policy": {}}, "timers": {}}
+    result = {"learners": {"policy": {}, "of_a_piece": np.float64(1.0)}, "timers": {}}
     assert [*TrainingWarnings(GPGConfig()).of(result, SPACES)] == []
     assert [*TrainingWarnings(GPGConfig()).of({}, SPACES)] == []
 
