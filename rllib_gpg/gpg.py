@@ -5,11 +5,13 @@ Paper: https://arxiv.org/abs/2510.03679
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import ALL_MODULES, DEFAULT_MODULE_ID
+from ray.rllib.utils import force_list
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -19,14 +21,15 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
     TIMERS,
 )
-from ray.rllib.utils.typing import EpisodeType
+from ray.rllib.utils.typing import EpisodeType, ModuleID
 
 from rllib_gpg.advantages.connector import GROUP_NUMBER, STARTS
 from rllib_gpg.config import GPGConfig
+from rllib_gpg.diagnosis import DiagnosisCallback, GroupReport, describe_group
 from rllib_gpg.group_algorithm import GroupAlgorithm
 from rllib_gpg.learning.batch import shuffle_generator
 from rllib_gpg.learning.learners import update_learners
-from rllib_gpg.learning.pipeline import PreparedGroup, prepare_group
+from rllib_gpg.learning.pipeline import REPORT, PreparedGroup, prepare_group
 from rllib_gpg.sampling.starts import starts_of
 from rllib_gpg.validation import check_attributes
 
@@ -37,6 +40,10 @@ class GPG(GroupAlgorithm):
     """Group Policy Gradient: PPO without a critic (Algorithm 1 of the paper).
 
     Built by `GPGConfig.build_algo`, by Ray Tune, or by `GPG.from_checkpoint`.
+
+    Attributes:
+        group_reports: What the last group was like, per module, if a `DiagnosisCallback` asked for
+            it; else empty.
     """
 
     # See learning/infos.py.
@@ -57,6 +64,8 @@ class GPG(GroupAlgorithm):
             )
         ),
     )
+
+    group_reports: Mapping[ModuleID, GroupReport] = MappingProxyType({})
 
     def __init__(self, config: Any = None, *args: Any, **kwargs: Any):
         """Initializes a GPG instance; see RLlib's `Algorithm`.
@@ -91,8 +100,31 @@ class GPG(GroupAlgorithm):
         self._update(group)
         self._group_is_done()
 
-    def _estimate_advantages(self, episodes: Sequence[EpisodeType]) -> PreparedGroup:
-        """Has the learner connector pipeline run, once, over the whole group."""
+    def report_next_group(self) -> Mapping[ModuleID, GroupReport]:
+        """Samples the next group and reports on it, without learning from it.
+
+        What is counted and remembered goes on as if it had been learned from: to train on, take
+        another algorithm.
+
+        Returns:
+            What the group is like, per module; `rllib_gpg.diagnosis.draw` makes a picture of it.
+        """
+        episodes = self._sample_group(self._policy.weights)
+        return self._estimate_advantages(episodes, report=True).reports
+
+    def _estimate_advantages(
+        self, episodes: Sequence[EpisodeType], *, report: bool = False
+    ) -> PreparedGroup:
+        """Has the learner connector pipeline run, once, over the whole group.
+
+        Args:
+            episodes: The group.
+            report: Whether to report on it even if no callback is due to show it.
+        """
+        report = report or any(
+            isinstance(callback, DiagnosisCallback) and callback.is_due(self.iteration)
+            for callback in force_list(self.callbacks)
+        )
         timer = (TIMERS, GROUP_ADVANTAGE_ESTIMATION_TIMER)
         with self.metrics.log_time(timer, reduce="sum"):
             group = prepare_group(
@@ -101,11 +133,13 @@ class GPG(GroupAlgorithm):
                 shared_data={
                     GROUP_NUMBER: self._groups.number,
                     STARTS: starts_of(episodes, self.config),
+                    REPORT: describe_group if report else None,
                 },
                 policies_to_train=self.config.policies_to_train,
                 generator=shuffle_generator(self._run_seed.value, self._groups.number),
             )
         self.metrics.aggregate([group.metrics], key=LEARNER_RESULTS)
+        self.group_reports = group.reports
         return group
 
     def _update(self, group: PreparedGroup) -> None:

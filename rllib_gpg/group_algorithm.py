@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import logging
 import pathlib
 import threading
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from ray.rllib.utils.typing import EpisodeType, ModuleID, ResultDict, StateDict
 from ray.tune import Checkpoint
 
 from rllib_gpg.checkpoints import check_checkpoint, saved_whole
+from rllib_gpg.diagnosis.warnings import TrainingWarnings
 from rllib_gpg.evaluation import (
     evaluate_episodes,
     evaluation_shares,
@@ -45,6 +47,9 @@ from rllib_gpg.sampling.starts import NUM_EXTRA_STARTS
 from rllib_gpg.seeding import RunSeed
 from rllib_gpg.threads import threads_of_main_process
 from rllib_gpg.validation import check_overrides, check_spaces, why_none_starts
+
+# Of its own, so that what it says can be turned off alone.
+diagnosis_logger = logging.getLogger("ray.rllib.diagnosis")
 
 _RUN_SEED = "run_seed"
 _NUM_GROUPS = "num_groups"
@@ -82,6 +87,7 @@ class GroupAlgorithm(Algorithm):
         self._weights_of_step: Weights
         self._evaluated_weights: Weights
         self._recorder = EpisodeRecorder(self.config)
+        self._warnings = TrainingWarnings(self.config)
         try:
             super().setup(config)
         except IndexError:
@@ -109,7 +115,10 @@ class GroupAlgorithm(Algorithm):
             # because the last iteration may have been interrupted, or somebody has changed what
             # the learners hold.
             self._weights_of_step = self._sync_weights()
-            return super().step()
+            result = super().step()
+        for sentence in self._warnings.of(result, self.spaces):
+            diagnosis_logger.warning(sentence)
+        return result
 
     def _begin_next_group(self, weights: Weights) -> None:
         self._groups.begin_ahead(self._run_seed.value, self._policy.after_group(weights))

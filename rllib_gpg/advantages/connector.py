@@ -25,12 +25,13 @@ from rllib_gpg.advantages.baselines import Baseline, resolve_baseline
 from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import BinningFunction, resolve_binning
 from rllib_gpg.advantages.credit import check_credit
-from rllib_gpg.advantages.estimator import GroupEstimate, estimate_group
+from rllib_gpg.advantages.estimator import estimate_group
 from rllib_gpg.advantages.grouping import ScoreFunction
 from rllib_gpg.advantages.levels import Level, check_level
-from rllib_gpg.advantages.returns import are_equal
+from rllib_gpg.advantages.metrics import group_metrics, num_equal_starts
 from rllib_gpg.advantages.units import check_unit
 from rllib_gpg.learning.columns import as_column, is_step
+from rllib_gpg.learning.pipeline import REPORT, REPORTS
 from rllib_gpg.learning.scores import score_products
 
 # In a pipeline's `shared_data`: the number of the group. A group whose update was interrupted comes
@@ -68,11 +69,13 @@ class GroupAdvantageEstimation(ConnectorV2):
 
     With a metrics logger, logs per module: `group_num_episodes`, `group_num_env_steps`,
     `group_num_bins`, `group_singleton_fraction`, `baseline_explained_variance`,
-    `bins_explained_variance`; of undiscounted returns `group_return_mean`, `group_return_std` and
-    their 10 % and 90 % quantiles, `group_return_p10` and `group_return_p90`; and what the baseline
-    itself logs (`baseline_ridge_share`). Where episodes share their starts, bins hold those of one
-    start only, and `group_equal_starts` is logged too: of how many starts all episodes have the
-    same undiscounted return (the sum over the module's agents).
+    `bins_explained_variance`, `group_advantage_std` (before advantages are normalised; 0: there is
+    nothing to learn), `group_truncated_fraction` (of the trajectories, those that were cut and
+    haven't ended); of undiscounted returns `group_return_mean`, `group_return_std` and their 10 %
+    and 90 % quantiles, `group_return_p10` and `group_return_p90`; and what the baseline itself logs
+    (`baseline_ridge_share`). Where episodes share their starts, bins hold those of one start only,
+    and `group_equal_starts` is logged too: of how many starts all episodes have the same
+    undiscounted return (the sum over the module's agents).
     """
 
     # Env runners may leave infos behind. Binning functions and baselines are shown observations.
@@ -160,8 +163,8 @@ class GroupAdvantageEstimation(ConnectorV2):
             ValueError: If an episode isn't whole; if a reward or an observation isn't finite; if
                 the binning returns keys it must not. The error names the episode.
         """
-        number = (shared_data or {}).get(GROUP_NUMBER)
-        start_of = (shared_data or {}).get(STARTS)
+        told = {} if shared_data is None else shared_data
+        number, start_of, report = (told.get(name) for name in (GROUP_NUMBER, STARTS, REPORT))
         is_again = number is not None and number == self._before[0]
         before = self._before[1] if is_again else self._memory
         memory = dict(before)
@@ -199,10 +202,13 @@ class GroupAdvantageEstimation(ConnectorV2):
             else:
                 columns[Columns.ADVANTAGES] = as_column(estimate.advantages, columns)
             if metrics is not None:
-                logged = _group_metrics(rewards, estimate)
+                logged = group_metrics(rewards, [e.is_terminated for e in group], estimate)
                 if starts is not None:
-                    logged["group_equal_starts"] = _num_equal_starts(rewards, ids, starts)
+                    logged["group_equal_starts"] = num_equal_starts(rewards, ids, starts)
                 metrics.log_dict(logged, key=module_id, window=1)
+            if report is not None:
+                of_modules = told.setdefault(REPORTS, {})
+                of_modules[module_id] = report(estimate, rewards, starts=starts, **settings)
         # All modules or, if one of them raises, none.
         self._memory, self._before = memory, (number, before)
         return batch
@@ -374,31 +380,3 @@ def _start(episode_id: str, start_of: Mapping[str, int]) -> int:
             "(`episodes_per_start`), learner connector pieces can't add others."
         )
     return start_of[known]
-
-
-def _num_equal_starts(
-    rewards: Sequence[np.ndarray], episodes: Sequence[str], starts: Sequence[int]
-) -> int:
-    """Returns how many starts have episodes of equal return, the sum over their agents."""
-    returns: defaultdict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for reward_T, episode, start in zip(rewards, episodes, starts, strict=True):
-        returns[start][episode] += float(reward_T.sum())
-    return sum(are_equal([*of_start.values()]) for of_start in returns.values())
-
-
-def _group_metrics(rewards: Sequence[np.ndarray], estimate: GroupEstimate) -> dict[str, float]:
-    returns = np.array([reward_T.sum() for reward_T in rewards])
-    p10, p90 = np.quantile(returns, (0.1, 0.9))
-    return {
-        "group_num_episodes": len(rewards),
-        "group_num_env_steps": sum(len(reward_T) for reward_T in rewards),
-        "group_num_bins": estimate.num_bins,
-        "group_singleton_fraction": estimate.singleton_fraction,
-        "baseline_explained_variance": estimate.baseline_explained_variance,
-        "bins_explained_variance": estimate.bins_explained_variance,
-        **estimate.metrics,
-        "group_return_mean": float(returns.mean()),
-        "group_return_std": float(returns.std()),
-        "group_return_p10": float(p10),
-        "group_return_p90": float(p90),
-    }

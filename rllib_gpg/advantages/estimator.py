@@ -19,7 +19,7 @@ from rllib_gpg.advantages.baselines import Baseline, Valuation, resolve_baseline
 from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import BinningFunction, name_of, resolve_binning
 from rllib_gpg.advantages.credit import RETURNS, check_credit, credited_returns, credited_rewards
-from rllib_gpg.advantages.grouping import ScoreFunction, into_bins, numbered
+from rllib_gpg.advantages.grouping import BinnedGroup, ScoreFunction, into_bins, numbered
 from rllib_gpg.advantages.inputs import (
     FloatArray,
     as_arrays,
@@ -41,6 +41,27 @@ _NOTHING = {"baseline": None, "square_sum": 0.0, "num_steps": 0.0}
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """What the returns of a group were compared with, step by step.
+
+    Attributes:
+        group: The group, its steps sorted into bins.
+        returns: [S], R, what each step is credited with.
+        values: [S], v, what the baseline says of it.
+        alone: [S], marks the steps that could be compared with nothing; None: there are none.
+        differences: [S], the advantages in the unit of the returns, without a second level.
+        earlier: What the baseline remembered of earlier groups; None if nothing.
+    """
+
+    group: BinnedGroup
+    returns: FloatArray
+    values: FloatArray
+    alone: NDArray[np.bool_] | None
+    differences: FloatArray
+    earlier: Any
+
+
+@dataclass(frozen=True)
 class GroupEstimate:
     """The advantages of a group, and what its bins and its baseline were like.
 
@@ -59,6 +80,7 @@ class GroupEstimate:
         bins_explained_variance: The same of the bins of this group alone, so that one sees what
             another baseline is worth.
         metrics: Numbers from the baseline.
+        comparison: What the advantages come from.
     """
 
     advantages: list[FloatArray]
@@ -68,6 +90,7 @@ class GroupEstimate:
     baseline_explained_variance: float
     bins_explained_variance: float
     metrics: Mapping[str, float]
+    comparison: Comparison
 
 
 def estimate_advantages(
@@ -277,17 +300,18 @@ def estimate_group(
             )
         )
     alone_S = group.alone()
-    bins_explain = _explained_variance(ret_S, group.mean_of_others(ret_S), ~alone_S)
+    bins_explain = explained_variance(ret_S, group.mean_of_others(ret_S), ~alone_S)
     return GroupEstimate(
         advantages=np.split(unit_S, np.cumsum(lengths_N)[:-1]),
         memory=memory,
         num_bins=len(group.counts),
         singleton_fraction=float(alone_S[group.first_visits].mean()),
         baseline_explained_variance=(
-            bins_explain if baseline.keeps_own else _explained_variance(ret_S, value_S, known_S)
+            bins_explain if baseline.keeps_own else explained_variance(ret_S, value_S, known_S)
         ),
         bins_explained_variance=bins_explain,
         metrics=valuation.metrics,
+        comparison=Comparison(group, ret_S, value_S, valuation.alone, adv_S, earlier["baseline"]),
     )
 
 
@@ -305,8 +329,8 @@ def _remembered(
     }
 
 
-def _explained_variance(
-    ret_S: FloatArray, value_S: FloatArray, known_S: NDArray[np.bool_] | np.bool_
+def explained_variance(
+    ret_S: FloatArray, value_S: FloatArray, known_S: NDArray[np.bool_] | np.bool_ = np.True_
 ) -> float:
     """1 - Var(R - v) / Var(R) over the steps that are marked, or 0 where R doesn't vary."""
     error_S = ret_S - value_S

@@ -43,6 +43,10 @@ from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.nested import map_leaves
 from rllib_gpg.seeding import MAX_SEED, seeded_globally
 
+# In a pipeline's `shared_data`: a function that reports on a module's group, to be called by the
+# piece that has it; and a dict, module -> what it has reported.
+REPORT, REPORTS = "report", "reports"
+
 _DEFAULT_NUM_MINIBATCHES = 4
 
 
@@ -59,6 +63,7 @@ class PreparedGroup:
         seed: The seed of what is random in the update.
         moments: The moments of the group's observations, for each module that normalises these.
         metrics: What the pieces have logged, reduced.
+        reports: What was reported on the group, by module, if that was asked for.
     """
 
     shards: list[Any]
@@ -67,6 +72,7 @@ class PreparedGroup:
     seed: int
     moments: dict[ModuleID, ObservationMoments]
     metrics: dict[str, Any]
+    reports: dict[ModuleID, Any]
 
 
 def prepare_group(
@@ -181,6 +187,7 @@ def _prepare(
             if getattr(learner.module[module_id].unwrapped(), "observation_normalizer", None)
         },
         metrics=metrics.reduce(),
+        reports=shared_data.get(REPORTS, {}),
     )
 
 
