@@ -28,7 +28,7 @@ from rllib_gpg.learning import GPGTorchLearner, pipeline
 
 SMALL_NET = {"fcnet_hiddens": [8]}
 
-# What the README promises in the results of a module, from the first iteration.
+# What docs/reference/metrics.md promises in the results of a module, from the first iteration.
 GROUP_METRICS = {
     "group_num_episodes",
     "group_num_env_steps",
