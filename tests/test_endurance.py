@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray._private.internal_api import memory_summary
 from ray._private.state import actors
 
