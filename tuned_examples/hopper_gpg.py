@@ -8,7 +8,7 @@ How to run it::
 
     python tuned_examples/hopper_gpg.py
 
-What to expect: after 100,000 env steps the episodes of the last tenth had a mean return of 698 ± 276
+What to expect: the episodes of the last tenth of 100,000 env steps had a mean return of 698 ± 276
 (seeds 10 to 13; with bins 365 ± 74).
 """
 

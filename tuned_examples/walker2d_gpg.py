@@ -8,7 +8,7 @@ How to run it::
 
     python tuned_examples/walker2d_gpg.py
 
-What to expect: after 200,000 env steps the episodes of the last tenth had a mean return of 880 ± 37
+What to expect: the episodes of the last tenth of 200,000 env steps had a mean return of 880 ± 37
 (seeds 10 and 11; with `lambda_=0.98` 396 ± 34, with bins 288 ± 8).
 """
 
