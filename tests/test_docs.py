@@ -30,7 +30,7 @@ DOCS = ROOT / "docs"
 FROM_PPO = DOCS / "from_ppo.md"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 # They take more than a few seconds: many small algorithms, a larger simulator.
-SLOW = {"README.md", "from_ppo.md"}
+SLOW = {"README.md", "from_ppo.md", "integrations.md"}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

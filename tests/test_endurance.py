@@ -39,9 +39,8 @@ def own_bytes(pid: int) -> int:
 
 def left_behind() -> dict[str, int]:
     """What may pile up."""
-    (objects,) = re.findall(
-        r"Plasma memory usage .*, (\d+) objects", memory_summary(stats_only=True)
-    )
+    summary = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
+    (objects,) = re.findall(r"Plasma memory usage .*, (\d+) objects", summary)
     return {
         "actors": sum(actor["State"] != "DEAD" for actor in actors().values()),
         "open files": len(list(Path("/proc/self/fd").iterdir())),

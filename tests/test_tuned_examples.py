@@ -145,10 +145,12 @@ def test_the_search_over_group_sizes_prints_a_table_and_draws_the_curves(tmp_pat
 
 @pytest.mark.slow
 def test_the_recording_example_records_and_clones(tmp_path: Path) -> None:
-    few = ("--stop-iters", "1", "--record-groups", "1", "--clone-iters", "2")
+    few = ("--stop-iters", "1", "--record-groups", "1", "--clone-iters", "2", "--go-on-iters", "2")
     output = run_example("record_and_clone.py", tmp_path, *few)
     assert list(path_after("recording", output).rglob("*.parquet"))
     assert re.search(r"^mean return of the clone: \d+\.\d$", output, re.MULTILINE)
+    # The first GPG, and the one that goes on from the clone.
+    assert len(re.findall(r"^iteration +\d+/\d ", output, re.MULTILINE)) == 3
 
 
 @pytest.mark.slow

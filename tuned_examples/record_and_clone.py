@@ -1,8 +1,8 @@
-"""Records what a trained policy does on CartPole-v1, and clones it with RLlib's BC.
+"""Records a trained policy on CartPole-v1, clones it with RLlib's BC, and trains the clone on.
 
 What it shows: `offline_data(output=..)` records the groups that GPG trains on, in RLlib's columns
 for offline data. A first algorithm learns to balance; a second one starts from its policy, keeps it
-(`lr=0`) and records; BC learns from the recording alone.
+(`lr=0`) and records; BC learns from the recording alone; and a third GPG starts from the clone.
 
 How to run it::
 
@@ -73,8 +73,8 @@ def record(policy: str, folder: str, num_groups: int) -> None:
     algo.stop()
 
 
-def clone(folder: str, num_iterations: int) -> RLModule:
-    """Returns the policy that BC learned from the recording."""
+def clone(folder: str, num_iterations: int) -> tuple[RLModule, str]:
+    """Returns the policy that BC learned from the recording, and its path."""
     env = gym.make(ENV)
     bc = (
         BCConfig()
@@ -93,8 +93,18 @@ def clone(folder: str, num_iterations: int) -> RLModule:
     for _ in range(num_iterations):
         bc.train()
     [module] = bc.learner_group.foreach_learner(lambda learner: learner.module[DEFAULT_MODULE_ID])
+    checkpoint = bc.save_to_path()
     bc.stop()
-    return module.get()
+    return module.get(), f"{checkpoint}/{POLICY}"
+
+
+def go_on(policy: str, num_iterations: int) -> None:
+    """Trains on from a policy."""
+    config = gpg_config().rl_module(rl_module_spec=RLModuleSpec(load_state_path=policy))
+    algo = config.build_algo()
+    for _ in progress(algo, {"training_iteration": num_iterations}):
+        pass
+    algo.stop()
 
 
 @torch.no_grad()
@@ -120,18 +130,21 @@ parser.add_argument("--stop-reward", type=float, default=450.0)
 parser.add_argument("--stop-iters", type=int, default=100, help="of GPG, at most")
 parser.add_argument("--record-groups", type=int, default=2)
 parser.add_argument("--clone-iters", type=int, default=100, help="of BC")
+parser.add_argument("--go-on-iters", type=int, default=3, help="of GPG, from the clone")
 parser.add_argument("--as-test", action="store_true")
 
 
 def main() -> None:
-    """Trains, records, clones, and says how good the clone is."""
+    """Trains, records, clones, says how good the clone is, and trains it on."""
     args = parser.parse_args()
     policy = train(args.stop_reward, args.stop_iters)
     folder = tempfile.mkdtemp(prefix="recorded_")
     record(policy, folder, args.record_groups)
     print(f"recording: {folder}", flush=True)
-    return_of_clone = mean_return(clone(folder, args.clone_iters), num_episodes=20)
-    print(f"mean return of the clone: {return_of_clone:.1f}")
+    module, path = clone(folder, args.clone_iters)
+    return_of_clone = mean_return(module, num_episodes=20)
+    print(f"mean return of the clone: {return_of_clone:.1f}", flush=True)
+    go_on(path, args.go_on_iters)
     if args.as_test and return_of_clone < args.stop_reward:
         raise AssertionError(f"`stop-reward` of {args.stop_reward} not reached!")
 

@@ -8,7 +8,8 @@ How to run it::
 
     python tuned_examples/walker2d_gpg.py
 
-What to expect: @@WALKER@@
+What to expect: the episodes of the last tenth of 200,000 env steps had a mean return of 880 ± 37
+(seeds 10 and 11; with `lambda_=0.98` 396 ± 34, with bins 288 ± 8).
 """
 
 from progress import example_parser, run_example
@@ -24,7 +25,7 @@ config = (
     .training(
         group_size=4,
         baseline="ridge",
-        lambda_=0.98,
+        lambda_=0.95,
         lr=3e-4,
         gamma=0.99,
         num_epochs=10,
