@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
-from ray._private.internal_api import memory_summary
 from ray._private.state import actors
+from ray._private.worker import global_worker
 
 from rllib_gpg import GPG
 from tests.envs import Identity
@@ -39,13 +37,11 @@ def own_bytes(pid: int) -> int:
 
 def left_behind() -> dict[str, int]:
     """What may pile up."""
-    summary = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
-    (objects,) = re.findall(r"Plasma memory usage .*, (\d+) objects", summary)
     return {
         "actors": sum(actor["State"] != "DEAD" for actor in actors().values()),
         "open files": len(list(Path("/proc/self/fd").iterdir())),
         "threads": len(list(Path("/proc/self/task").iterdir())),
-        "objects": int(objects),
+        "objects": len(global_worker.core_worker.get_all_reference_counts()),
     }
 
 
