@@ -51,7 +51,8 @@ class TrainingWarnings:
 
     def __init__(self, config: AlgorithmConfig):
         """Takes the algorithm's config."""
-        self._config = config
+        # Not the frozen one of the algorithm, of which RLlib can't make those of modules.
+        self._config = config.copy(copy_frozen=False)
         self._said: set[tuple[str, ModuleID]] = set()
         self._in_a_row: Counter[tuple[str, ModuleID]] = Counter()
         self._best_return: dict[ModuleID, float] = {}
