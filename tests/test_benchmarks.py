@@ -36,6 +36,10 @@ def outcome(of: Cell) -> dict[str, Any]:
     return {"curve": {"steps": steps, "return": list(range(20)), "episodes": [1] * 20}}
 
 
+def no_ray(num_cpus: int) -> None:
+    pass
+
+
 def test_a_cell_says_what_was_run_and_where() -> None:
     cells._run_one(cell(3), outcome)
     result = cell(3).result()
@@ -81,6 +85,8 @@ def test_processes_take_turns_and_one_that_crashes_costs_one_cell(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cells, "CELLS_PER_PROCESS", 2)
+    # These cells need no Ray.
+    monkeypatch.setattr(cells, "_quiet_process", no_ray)
     crashing, *ours = (
         Cell(str(results), "CartPole-v1", contender, 4, seed, 100)
         for contender, seed in [("crashes", 0), *(("bins", seed) for seed in range(3))]
