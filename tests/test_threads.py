@@ -1,4 +1,4 @@
-"""torch's threads: Ray's rule while an algorithm works, the user's setting before and after."""
+"""torch's and NumPy's threads: Ray's rule while an algorithm works, the user's before and after."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from rllib_gpg import GPGConfig
 from rllib_gpg.learning import GPGTorchLearner
@@ -16,20 +17,29 @@ from rllib_gpg.sampling import SamplingError
 from tests.envs import Broken, Identity
 from tests.helpers import built, small_config
 
+ONE, USERS = frozenset([1]), frozenset([3])
+
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-seen: set[tuple[str, int]] = set()
+# What they were used for, and how many threads torch and each BLAS of the process had.
+seen: set[tuple[str, frozenset[int]]] = set()
+
+
+def num_threads() -> frozenset[int]:
+    libraries = ThreadpoolController().select(user_api="blas").info()
+    assert libraries, "NumPy has no BLAS that can be asked"
+    return frozenset([torch.get_num_threads(), *(blas["num_threads"] for blas in libraries)])
 
 
 class SeesSampling(RLlibCallback):
     def on_episode_end(self, *, env_runner: Any, **kwargs: Any) -> None:
         use = "evaluating" if env_runner.config.in_evaluation else "sampling"
-        seen.add((use, torch.get_num_threads()))
+        seen.add((use, num_threads()))
 
 
 class SeesUpdates(GPGTorchLearner):
     def compute_loss_for_module(self, **kwargs: Any) -> torch.Tensor:
-        seen.add(("updating", torch.get_num_threads()))
+        seen.add(("updating", num_threads()))
         return super().compute_loss_for_module(**kwargs)
 
 
@@ -38,7 +48,8 @@ def users_setting() -> Iterator[None]:
     seen.clear()
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    yield
+    with threadpool_limits(3, user_api="blas"):
+        yield
     torch.set_num_threads(before)
 
 
@@ -47,9 +58,9 @@ def config_that_looks(env: Any = Identity) -> GPGConfig:
     return config.evaluation(evaluation_duration=2)
 
 
-def settings_of_this_and_of_new_threads() -> list[int]:
-    settings = [torch.get_num_threads()]
-    thread = threading.Thread(target=lambda: settings.append(torch.get_num_threads()))
+def settings_of_this_and_of_new_threads() -> list[frozenset[int]]:
+    settings = [num_threads()]
+    thread = threading.Thread(target=lambda: settings.append(num_threads()))
     thread.start()
     thread.join()
     return settings
@@ -65,34 +76,34 @@ def test_one_thread_while_it_works_and_the_users_setting_afterwards(parallel: bo
     with built(config) as algo:
         algo.train()
         # With parallel evaluation, these run in a thread of their own.
-        assert seen >= {("sampling", 1), ("updating", 1)}
-        assert {num_threads for _, num_threads in seen} == {1}
-        assert settings_of_this_and_of_new_threads() == [3, 3]
+        assert seen >= {("sampling", ONE), ("updating", ONE)}
+        assert {threads for _, threads in seen} == {ONE}
+        assert settings_of_this_and_of_new_threads() == [USERS, USERS]
 
 
 def test_a_call_of_evaluate_too() -> None:
     with built(config_that_looks()) as algo:
         algo.evaluate()
-        assert {num_threads for _, num_threads in seen} == {1}
-        assert settings_of_this_and_of_new_threads() == [3, 3]
+        assert {threads for _, threads in seen} == {ONE}
+        assert settings_of_this_and_of_new_threads() == [USERS, USERS]
 
 
 @pytest.mark.parametrize(
-    ("setting", "num_threads"),
+    ("setting", "expected"),
     [({"num_cpus_for_main_process": 2}, 2), ({"num_cpus_for_main_process": 0}, 1)],
 )
 def test_as_many_threads_as_the_main_process_has_cpus(
-    setting: dict[str, Any], num_threads: int
+    setting: dict[str, Any], expected: int
 ) -> None:
     with built(config_that_looks().resources(**setting)) as algo:
         algo.train()
-    assert seen == {("sampling", num_threads), ("updating", num_threads)}
+    assert seen == {(use, frozenset([expected])) for use in ("sampling", "updating")}
 
 
 def test_a_local_learner_has_the_cpus_of_a_learner() -> None:
     with built(config_that_looks().learners(num_cpus_per_learner=2)) as algo:
         algo.train()
-    assert seen == {("sampling", 2), ("updating", 2)}
+    assert seen == {(use, frozenset([2])) for use in ("sampling", "updating")}
 
 
 def test_an_error_puts_the_users_setting_back() -> None:
@@ -101,4 +112,4 @@ def test_an_error_puts_the_users_setting_back() -> None:
         for work in (algo.train, algo.evaluate):
             with pytest.raises(SamplingError):
                 work()
-            assert settings_of_this_and_of_new_threads() == [3, 3]
+            assert settings_of_this_and_of_new_threads() == [USERS, USERS]
