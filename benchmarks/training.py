@@ -10,7 +10,6 @@ import numpy as np
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 Curve = dict[str, list[float]]
@@ -85,35 +84,33 @@ class EndedEpisodes(RLlibCallback):
         return episodes
 
 
-class ScaleRewards(ConnectorV2):
+class ScaleRewards(RLlibCallback):
     """Divides rewards by the running standard deviation of the discounted sum of earlier ones.
 
     It is what PPO's published settings for MuJoCo have as a wrapper of the env, and RLlib doesn't.
+    Not in the learner's pipeline, where no piece of an episode is known to go on any more.
     """
 
-    def __init__(self, *args: Any, gamma: float, **kwargs: Any):
-        """Takes PPO's gamma."""
-        super().__init__(*args, **kwargs)
-        self._gamma = gamma
+    def __init__(self) -> None:
+        """Has seen nothing."""
         self._sums: dict[str, float] = {}
         self._count, self._mean, self._squares = 1e-4, 0.0, 1e-4
 
-    def __call__(self, *, batch: Any, episodes: Any, **kwargs: Any) -> Any:
-        """Scales the rewards of all episodes, in which they replace the old ones."""
-        for episode in self.single_agent_episode_iterator(episodes, agents_that_stepped_only=False):
-            rewards = np.asarray(episode.get_rewards(), np.float64)
-            total = self._sums.pop(episode.id_, 0.0)
+    def on_sample_end(self, *, env_runner: Any, samples: list[Any], **kwargs: Any) -> None:
+        """Scales the rewards of all pieces of episodes, in which they replace the old ones."""
+        for piece in samples:
+            rewards = np.asarray(piece.get_rewards(), np.float64)
+            total = self._sums.pop(piece.id_, 0.0)
             for reward in rewards:
-                total = self._gamma * total + reward
+                total = env_runner.config.gamma * total + reward
                 self._count += 1
                 delta = total - self._mean
                 self._mean += delta / self._count
                 self._squares += delta * (total - self._mean)
-            if not episode.is_done:
-                self._sums[episode.id_] = total
+            if not piece.is_done:
+                self._sums[piece.id_] = total
             std = (self._squares / self._count) ** 0.5
-            episode.set_rewards(new_data=np.clip(rewards / (std + 1e-8), -10.0, 10.0))
-        return batch
+            piece.set_rewards(new_data=np.clip(rewards / (std + 1e-8), -10.0, 10.0))
 
 
 Ended = tuple[float, float, int]

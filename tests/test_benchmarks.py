@@ -7,13 +7,18 @@ import json
 import os
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from benchmarks import bootstrap, cells
 from benchmarks.cells import Cell
+from benchmarks.evidence.rllib_runs import ppo_config
+from benchmarks.training import ScaleRewards, after, train
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +105,61 @@ def test_the_status_counts_what_is_missing() -> None:
     cells._run_one(cell(0), lambda of: {**outcome(of), "cpu_seconds": 0.0})
     text = cells.status([cell(0), cell(1)])
     assert "CartPole-v1" in text and "1 of    2 done" in text
+
+
+def test_rewards_are_scaled_by_sums_that_go_on_from_piece_to_piece_of_an_episode() -> None:
+    """The same rewards in one piece and in three: one running sum, so one deviation."""
+    rewards = np.random.default_rng(0).normal(size=60)
+    env_runner = SimpleNamespace(config=SimpleNamespace(gamma=0.99))
+
+    def scaled(cuts: list[int]) -> float:
+        callback = ScaleRewards()
+        for number, piece in enumerate(np.split(rewards, cuts)):
+            episode = SingleAgentEpisode(
+                id_="one",
+                observations=[0] * (len(piece) + 1),
+                actions=[0] * len(piece),
+                rewards=list(piece),
+                terminated=number == len(cuts),
+                len_lookback_buffer=0,
+            )
+            callback.on_sample_end(env_runner=env_runner, samples=[episode])
+        return float(episode.get_rewards()[-1])
+
+    total, sums = 0.0, []
+    for reward in rewards:
+        total = 0.99 * total + reward
+        sums.append(total)
+    assert scaled([]) == pytest.approx(rewards[-1] / np.std(sums), rel=1e-3)
+    assert scaled([20, 40]) == pytest.approx(scaled([]), rel=1e-12)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ppo_scales_the_rewards_it_learns_from_and_not_those_that_are_shown() -> None:
+    config = ppo_config(2, is_continuous=True).environment("Pendulum-v1")
+    config.training(train_batch_size_per_learner=400, minibatch_size=200, num_epochs=1)
+    seen: list[float] = []
+    config.learners(learner_connector=lambda *_, **__: SeesRewards(seen=seen))
+    algo = config.build_algo()
+    try:
+        curve = train(algo, after(400))
+    finally:
+        algo.stop()
+    # The first reward of Pendulum is up to -16, a sum of 200 steps about -1,200.
+    assert curve["return"][-1] < -500.0
+    assert -10.0 <= min(seen) < max(seen) <= 0.0
+    assert np.mean(seen) > -1.0
+
+
+class SeesRewards(ConnectorV2):
+    def __init__(self, *args: Any, seen: list[float], **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._seen = seen
+
+    def __call__(self, *, batch: Any, episodes: Any, **kwargs: Any) -> Any:
+        for episode in episodes:
+            self._seen.extend(episode.get_rewards())
+        return batch
 
 
 def test_the_probability_of_improvement_counts_pairs_task_by_task() -> None:

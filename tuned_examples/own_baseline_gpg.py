@@ -15,7 +15,7 @@ What to expect: a mean return of 475 in one group after 35, 34 and 35 iterations
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from progress import example_parser, run_example
@@ -28,7 +28,7 @@ from rllib_gpg.advantages import Baseline, BinnedGroup, Valuation
 class LinearFeatureBaseline(Baseline):
     """v = w.[o, o^2, t, t^2, t^3, 1], with the least-squares weights of the group before."""
 
-    sees_state: ClassVar[bool] = True
+    sees_state = True
 
     penalty: float = 1e-5
 

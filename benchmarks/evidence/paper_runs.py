@@ -41,7 +41,7 @@ def config_of(cell: Cell) -> AlgorithmConfig:
 
 
 def _ppo_config(cell: Cell, task: PaperTask) -> AlgorithmConfig:
-    config = rllib_runs.ppo_config(cell.group_size, task.is_continuous, task.gamma)
+    config = rllib_runs.ppo_config(cell.group_size, task.is_continuous)
     config.training(**task.ppo(cell.group_size), lambda_=0.95, gamma=task.gamma)
     return config.training(lr=rllib_runs.falling(config.lr, cell))
 

@@ -36,7 +36,6 @@ def train_and_evaluate(
     config: AlgorithmConfig, cell: Cell, until: Callable[[Curve], bool]
 ) -> dict[str, Any]:
     """Trains, evaluates; gives settings, learning curve, and the evaluation's returns."""
-    config.callbacks(EndedEpisodes)
     config.debugging(seed=cell.seed, log_level="ERROR", log_sys_usage=False)
     algo = config.build_algo()
     try:
@@ -59,7 +58,7 @@ def config_of(cell: Cell) -> AlgorithmConfig:
         config = gpg_config(cell.group_size, task.is_continuous)
         config.training(**task.update, **ADVANTAGES[cell.contender])
     else:
-        config = ppo_config(8, task.is_continuous, task.gamma)
+        config = ppo_config(8, task.is_continuous)
         config.training(**task.ppo, lambda_=1.0 if cell.contender == PPO_LAMBDA_1 else 0.95)
     config.environment(cell.env)
     return config.training(lr=falling(config.lr, cell), gamma=task.gamma)
@@ -72,13 +71,13 @@ def falling(lr: float, cell: Cell) -> list[list[float]]:
 
 def gpg_config(group_size: int, is_continuous: bool) -> GPGConfig:
     """GPG, with the env steps of a group side by side in one process."""
-    config = GPGConfig().env_runners(num_envs_per_env_runner=group_size)
+    config = GPGConfig().env_runners(num_envs_per_env_runner=group_size).callbacks(EndedEpisodes)
     model = {"free_log_std": True, "normalize_observations": True} if is_continuous else {}
     config.rl_module(model_config={"fcnet_hiddens": HIDDENS, **model})
     return config.training(group_size=group_size)
 
 
-def ppo_config(num_envs: int, is_continuous: bool, gamma: float) -> PPOConfig:
+def ppo_config(num_envs: int, is_continuous: bool) -> PPOConfig:
     """RLlib's PPO, with what CleanRL's has and RLlib's defaults don't."""
     config = PPOConfig().env_runners(num_env_runners=0, num_envs_per_env_runner=num_envs)
     config.rl_module(
@@ -101,8 +100,7 @@ def ppo_config(num_envs: int, is_continuous: bool, gamma: float) -> PPOConfig:
     )
     if is_continuous:
         config.env_runners(env_to_module_connector=lambda *_, **__: MeanStdFilter())
-        config.learners(learner_connector=lambda *_, **__: ScaleRewards(gamma=gamma))
-    return config
+    return config.callbacks([EndedEpisodes, *([ScaleRewards] if is_continuous else [])])
 
 
 def returns_of(algo: Algorithm, env: str, seed: int, explore: bool, **where: Any) -> list[float]:

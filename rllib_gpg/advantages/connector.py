@@ -42,6 +42,9 @@ GROUP_NUMBER = "group_number"
 STARTS = "starts"
 
 _MEMORY, _BEFORE = "memory", "before"
+# What RLlib's `AddOneTsToEpisodesAndTruncate` leaves in `shared_data`. It is there for a critic,
+# which values the state after the last step.
+_EXTRA_STEPS = "_added_loss_mask_for_valid_episode_ts"
 
 
 class GroupAdvantageEstimation(ConnectorV2):
@@ -58,14 +61,16 @@ class GroupAdvantageEstimation(ConnectorV2):
     batch.
 
     `GPGConfig` puts it at the end of the learner pipeline, where PPO has its advantages too. It
-    also works alone, in the pipeline of any algorithm that samples whole episodes and has one
-    learner (RLlib slices episodes before the pipeline when there are several):
+    also works alone, in the pipeline of any algorithm that samples whole episodes, has one learner
+    (RLlib slices episodes before the pipeline when there are several) and no advantages of its own
+    (PPO's would replace them: that is refused):
 
         config.learners(
             learner_connector=lambda obs_space, act_space: GroupAdvantageEstimation(gamma=0.99)
         )
 
     What a baseline remembers of earlier groups is this piece's state: `get_state`, `set_state`.
+    GPG's learners save it with theirs; RLlib's don't.
 
     With a metrics logger, logs per module: `group_num_episodes`, `group_num_env_steps`,
     `group_num_bins`, `group_singleton_fraction`, `baseline_explained_variance`,
@@ -161,9 +166,11 @@ class GroupAdvantageEstimation(ConnectorV2):
 
         Raises:
             ValueError: If an episode isn't whole; if a reward or an observation isn't finite; if
-                the binning returns keys it must not. The error names the episode.
+                the binning returns keys it must not. The error names the episode. If the learner
+                works out advantages itself, as PPO's does.
         """
         told = {} if shared_data is None else shared_data
+        _check_is_last_word(told)
         number, start_of, report = (told.get(name) for name in (GROUP_NUMBER, STARTS, REPORT))
         is_again = number is not None and number == self._before[0]
         before = self._before[1] if is_again else self._memory
@@ -195,6 +202,7 @@ class GroupAdvantageEstimation(ConnectorV2):
                 scores=_scores(settings["baseline"], rl_module, module_id, columns, group),
                 **settings,
             )
+            memory.pop(module_id, None)
             if estimate.memory is not None:
                 memory[module_id] = estimate.memory
             if columns is None:
@@ -268,6 +276,16 @@ class GroupAdvantageEstimation(ConnectorV2):
                 num_items=len(episode),
                 single_agent_episode=episode,
             )
+
+
+def _check_is_last_word(shared_data: Mapping[str, Any]) -> None:
+    """Refuses pipelines of learners with a critic, at whose end are advantages of their own."""
+    if _EXTRA_STEPS in shared_data:
+        raise ValueError(
+            "This learner works out advantages with its critic, after GroupAdvantageEstimation: "
+            "they would replace those of the group. Use `GPGConfig`, or a learner whose `build` "
+            "doesn't add `GeneralAdvantageEstimation`."
+        )
 
 
 def _without(memory: dict[ModuleID, Any], module_id: ModuleID) -> dict[ModuleID, Any]:

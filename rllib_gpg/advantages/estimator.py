@@ -226,7 +226,8 @@ def estimate_group(
             observation is not finite, gamma or lambda_ is outside [0, 1], keys have the wrong
             shape, a setting needs a baseline that sees the state or bins that last, or a baseline
             gives values that aren't finite or not one per step, or a memory that it says it hasn't.
-        TypeError: If keys are not integers, or the binning cannot take the observations.
+        TypeError: If keys are not integers, the binning cannot take the observations, or a baseline
+            gives something else than a `Valuation`.
     """
     binning = resolve_binning(binning)
     baseline = resolve_baseline(baseline, leave_one_out=leave_one_out)
@@ -268,8 +269,11 @@ def estimate_group(
         reward_S[np.cumsum(lengths_N) - 1] += gamma * final_N
     # R[n,t] = sum_{s>=t} gamma^(s-t) * r[n,s], unless another credit is asked for
     ret_S = credited_returns(reward_S, lengths_N, gamma, credit)
+    ret_S.flags.writeable = False  # A baseline may be anybody's.
     # v[n,t] = b(k[n,t]), and what else the baseline sees
     valuation = baseline.values(group, ret_S, earlier["baseline"])
+    if not isinstance(valuation, Valuation):
+        raise TypeError(f"{baseline} must give a Valuation, got {type(valuation).__name__}.")
     value_S = valuation.values
     check_values(value_S, lengths_N, names, baseline)
     if valuation.memory is not None and type(baseline).remembers is Baseline.remembers:
@@ -278,7 +282,12 @@ def estimate_group(
     adv_S = ret_S - value_S
     if lambda_ < 1.0:
         # A[n,t] = sum_j (gamma lambda)^j (r[n,t+j] + gamma v[n,t+j+1] - v[n,t+j])
-        adv_S = lambda_returns(reward_S, value_S, lengths_N, gamma, lambda_) - value_S
+        mixed_S = lambda_returns(reward_S, value_S, lengths_N, gamma, lambda_)
+        adv_S = mixed_S - value_S
+        if valuation.alone is not None:
+            # Alone in a bin, v is from the own return R of the first visit: what is compared with
+            # it must be of its kind, or the worse the step did, the better it would look.
+            adv_S -= np.where(valuation.alone, (mixed_S - ret_S)[group.entries], 0.0)
 
     memory = _remembered(of, earlier, valuation, adv_S) if baseline.remembers else None
     known_S = np.True_ if valuation.alone is None else ~valuation.alone

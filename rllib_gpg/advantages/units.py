@@ -50,7 +50,10 @@ def normalized(
     if not normalize:
         return adv_S
     if group.num_episodes == 1 and memory is not None:
-        mean_square = memory["square_sum"] / max(memory["num_steps"], 1.0)
+        # No step could be compared with another trajectory yet: the unit is that of its own.
+        mean_square = np.square(adv_S).mean()
+        if memory["num_steps"] > 0.0:
+            mean_square = memory["square_sum"] / memory["num_steps"]
         return adv_S / max(np.sqrt(mean_square), _MIN_STD)
     if normalize == BINS:
         return adv_S / _spread_of_bins(adv_S, group)

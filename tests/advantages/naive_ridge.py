@@ -5,19 +5,24 @@ from collections import defaultdict
 
 import numpy as np
 
+from rllib_gpg.advantages.binning import counts_time
+
 STRENGTHS = [math.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03]
 
 
 def naive_ridge(groups, *, gamma, lambda_, binning, num_features, decay, seed=0):
     """The advantages and the strength of every group of a sequence (observations, rewards)."""
-    seen = []  # the numbers of all steps of earlier groups
+    seen = []  # (weight, numbers) of all steps of earlier groups
     old = defaultdict(list)  # key -> (weight, R, phi) of first visits of earlier groups
     gram, product, steps, errors = 0.0, 0.0, 0.0, np.zeros(len(STRENGTHS))
     results = []
     for observations, rewards in groups:
-        x = [[[*obs, t] for t, obs in enumerate(o)] for o in observations]
+        # Bins that count time know it.
+        clock = 0 if counts_time(binning) else 1
+        x = [[[*obs, clock * t] for t, obs in enumerate(o)] for o in observations]
         now = [numbers for trajectory in x for numbers in trajectory]
-        phi_of = features_of(seen or now, num_features, seed)
+        first = [(1.0, numbers) for numbers in without_outliers_of_first(now)]
+        phi_of = features_of(seen or first, num_features, seed)
         keys = [
             [tuple(np.atleast_1d(k).tolist()) for k in binning(o, np.arange(len(o)))]
             for o in observations
@@ -43,6 +48,10 @@ def naive_ridge(groups, *, gamma, lambda_, binning, num_features, decay, seed=0)
             naive_sum(reward + gamma * np.append(v_n[1:], 0.0) - v_n, gamma * lambda_)
             for reward, v_n in zip(rewards, v, strict=True)
         ]
+        advantages = [
+            naive_beside_first_visits(keys[n], old, new, returns[n], v[n], advantages[n])
+            for n in range(len(x))
+        ]
         results.append(([np.array(a) for a in advantages], STRENGTHS[chosen]))
 
         for _, k, ret, phi in group:
@@ -61,18 +70,43 @@ def naive_ridge(groups, *, gamma, lambda_, binning, num_features, decay, seed=0)
             old[k] += entries.values()
         decayed = {k: [(decay * c, r, f) for c, r, f in old[k] if decay > 0.0] for k in old}
         old = defaultdict(list, decayed)
-        seen += list(without_outliers(now, seen)) if seen else now
+        later = [(1.0, numbers) for numbers in without_outliers(now, seen)] if seen else first
+        seen = [(0.9 * weight, numbers) for weight, numbers in seen] + later
     return results
+
+
+def naive_beside_first_visits(keys, old, new, returns, values, advantages):
+    """Where nobody else has been, a step is compared with the own first visit's λ-return."""
+    compared = list(advantages)
+    for t, k in enumerate(keys):
+        if not old[k] and len(new[k]) == 1:
+            first = keys.index(k)
+            compared[t] -= advantages[first] + values[first] - returns[first]
+    return compared
 
 
 def without_outliers(now, seen):
     """Numbers further from the mean than 10 standard deviations count as if they were there."""
-    mean, std = np.mean(seen, axis=0), np.std(seen, axis=0)
+    mean, std = mean_and_std(seen)
     return np.where(std > 0, np.clip(now, mean - 10.0 * std, mean + 10.0 * std), now)
 
 
+def without_outliers_of_first(now):
+    """The same, for what is 1.4826 median deviations of normal numbers."""
+    median = np.median(now, axis=0)
+    std = 1.4826 * np.median(np.abs(now - median), axis=0)
+    return np.where(std > 0, np.clip(now, median - 10.0 * std, median + 10.0 * std), now)
+
+
+def mean_and_std(seen):
+    weights, numbers = [weight for weight, _ in seen], np.array([x for _, x in seen])
+    mean = np.average(numbers, axis=0, weights=weights)
+    std = np.sqrt(np.average((numbers - mean) ** 2, axis=0, weights=weights))
+    return mean, np.where(np.ptp(numbers, axis=0) > 0.0, std, 0.0)
+
+
 def features_of(seen, num_features, seed):
-    mean, std = np.mean(seen, axis=0), np.std(seen, axis=0)
+    mean, std = mean_and_std(seen)
     rng = np.random.default_rng(seed)
     w = rng.standard_normal((num_features, len(mean))) / np.sqrt(len(mean))
     u = rng.uniform(-1.0, 1.0, num_features)

@@ -1,7 +1,6 @@
 """The protocol of baselines, bins carried over groups, and what may be given as a baseline."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -116,8 +115,6 @@ def test_the_most_visited_bins_are_carried(monkeypatch):
 class MeanOfLastGroup(Baseline):
     """One number: the mean first return of the group before."""
 
-    sees_state: ClassVar[bool] = False
-
     @property
     def remembers(self):
         return True
@@ -134,6 +131,25 @@ def test_a_baseline_of_ones_own():
     second = estimate_group(*SECOND, **GROUP, baseline=MeanOfLastGroup(), memory=first.memory)
     assert_array_equal(np.concatenate(second.advantages), [1, 0, 0])
     assert second.metrics == {"mean": 5.0}
+
+
+def test_a_baseline_of_ones_own_changes_no_returns():
+    class Subtracts(Baseline):
+        def values(self, group, returns, memory):
+            returns -= returns.mean()
+            return Valuation(returns)
+
+    with pytest.raises(ValueError, match="read-only"):
+        estimate_group(*FIRST, **GROUP, baseline=Subtracts())
+
+
+def test_a_baseline_of_ones_own_gives_a_valuation():
+    class GivesAnArray(Baseline):
+        def values(self, group, returns, memory):
+            return np.zeros_like(returns)
+
+    with pytest.raises(TypeError, match=r"GivesAnArray.* must give a Valuation, got ndarray"):
+        estimate_group(*FIRST, **GROUP, baseline=GivesAnArray())
 
 
 def test_a_baseline_of_ones_own_that_completes_nothing_says_so():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.connectors.common.numpy_to_tensor import NumpyToTensor
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -450,6 +451,23 @@ def test_the_piece_alone_refuses_the_fragments_of_another_algorithm() -> None:
         fragments = algo.env_runner.sample(num_timesteps=12)
         with pytest.raises(ValueError, match="is a fragment"):
             algo.learner_group.update(episodes=fragments, timesteps={})
+
+
+def test_the_piece_alone_refuses_a_learner_whose_critic_has_the_last_word() -> None:
+    config = (
+        PPOConfig()
+        .environment(Identity)
+        .env_runners(num_env_runners=0, batch_mode="complete_episodes")
+        .learners(
+            learner_connector=lambda obs_space, act_space: GroupAdvantageEstimation(gamma=0.99)
+        )
+        .training(train_batch_size_per_learner=40, minibatch_size=20, num_epochs=1)
+    )
+    with (
+        built(config) as algo,  # type: ignore[arg-type]
+        pytest.raises(ValueError, match=r"would replace those of the group. Use `GPGConfig`"),
+    ):
+        algo.train()
 
 
 def test_the_piece_needs_no_metrics_logger() -> None:

@@ -78,6 +78,20 @@ def test_plain_bins_have_no_state() -> None:
     np.testing.assert_array_equal(run(piece, second), fresh)
 
 
+def test_what_another_baseline_has_left_is_not_revived() -> None:
+    """A restored run goes on with plain bins, and later with the ridge again."""
+    piece, (first, *between, last) = GroupAdvantageEstimation(**SETTINGS), groups(6, 4)
+    run(piece, first)
+    plain = GroupAdvantageEstimation(gamma=0.9)
+    plain.set_state(piece.get_state())
+    for group in between:
+        run(plain, group)
+    assert plain.get_state()["memory"] == {}
+    piece.set_state(plain.get_state())
+    fresh = run(GroupAdvantageEstimation(**SETTINGS), last)
+    np.testing.assert_array_equal(run(piece, last), fresh)
+
+
 def test_the_state_brings_back_the_rest_of_a_run_to_the_last_bit() -> None:
     whole, sequence = GroupAdvantageEstimation(**SETTINGS), groups(2, 6)
     expected = []

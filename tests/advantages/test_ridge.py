@@ -77,6 +77,7 @@ def sequences(draw):
 )
 def test_equals_the_naive_version(binning, sequence, gamma, lambda_, decay):
     groups, scale = sequence
+    lambda_ = lambda_ if decay else 1.0  # without weights, values don't see the state
     found = estimates(
         groups,
         gamma=gamma,
@@ -93,7 +94,7 @@ def test_equals_the_naive_version(binning, sequence, gamma, lambda_, decay):
 
 @pytest.mark.parametrize("binning", [TimeBinning(), UniversalBinning()], ids=str)
 def test_equals_the_naive_version_over_many_groups_strengths_included(binning):
-    groups = random_groups(3, 6, lengths=(12, 9, 12, 7, 15, 3))
+    groups = random_groups(3, 10, lengths=(12, 9, 12, 7, 15, 3))
     options = {"gamma": 0.95, "lambda_": 0.9, "binning": binning}
     found = estimates(groups, baseline=RidgeBaseline(num_features=8, seed=4), **options)
     expected = naive_ridge(groups, num_features=8, decay=0.8, seed=4, **options)
@@ -192,7 +193,7 @@ def test_lambda_one_gives_returns_minus_values():
 class ZeroWeights(Baseline):
     """A ridge whose weights are zero, which keeps the own entries and forgets everything."""
 
-    sees_state: ClassVar[bool] = True
+    sees_state = True
 
     def values(self, group, returns, memory):
         return Valuation((group.sum_in_bins(returns) / group.counts)[group.bins])
@@ -291,6 +292,85 @@ def test_advantages_of_a_group_of_one_keep_their_sign_when_normalised():
     assert_allclose(flat(found[3]), np.arange(10.0, 0.0, -1.0) / unit, rtol=1e-9)
 
 
+def test_a_group_of_one_has_a_unit_from_its_first_group_on():
+    """Revisits of a bin have an advantage before there is another episode to compare with."""
+    for binning in ("universal", "state"):
+        for estimate in estimates(
+            random_groups(4, 3, lengths=(30,)), binning=binning, normalize=True
+        ):
+            assert 0.1 < np.abs(flat(estimate)).max() < 10.0
+
+
+@pytest.mark.parametrize("lambda_", [0.9, 0.98])
+def test_a_first_visit_alone_in_its_bin_has_no_advantage(lambda_):
+    """Its value is its own return: the worse later values say it did, the better it would look."""
+    groups = [
+        (
+            [np.vstack([rng.uniform(10.0, 1e6, (1, 2)), o]) for o in os],
+            [np.append(0.0, r) for r in rs],
+        )
+        for rng in [np.random.default_rng(0)]
+        for os, rs in random_groups(19, 12, lengths=[30] * 4)
+    ]
+    found = estimates(groups, binning=SpatialTimeBinning(5.0), lambda_=lambda_)
+    assert found[-1].metrics[RIDGE_SHARE] > 0.0
+    for estimate in found:
+        for advantages in estimate.advantages:
+            assert_allclose(advantages[0], 0.0, atol=1e-12)
+            assert (advantages[1:] != 0.0).any()
+
+
+@pytest.mark.parametrize("num_numbers", [1, 3])
+def test_the_state_after_the_last_step_has_its_value(num_numbers):
+    """s' = 0.9 s + noise, r = s: V = s / (1 - 0.9 gamma). Each episode is cut after 100 steps."""
+    rng, gamma, memory, errors = np.random.default_rng(0), 0.95, None, []
+    scale = 1.0 / (1.0 - 0.9 * gamma)
+    for _ in range(40):
+        state = rng.normal(size=(101, 8, num_numbers))
+        state[0] /= np.sqrt(1.0 - 0.81)
+        for t in range(100):
+            state[t + 1] += 0.9 * state[t]
+        observations, finals = list(state[:-1].swapaxes(0, 1)), list(state[-1][:, None])
+        lengths = np.full(8, 100)
+        group = into_bins(TimeBinning(), observations, lengths, 0 * lengths, [""] * 8, finals)
+        if memory is not None:
+            found = RidgeBaseline().final_values(group, memory["baseline"])
+            errors.append(found - scale * state[-1, :, 0])
+        memory = estimate_group(
+            observations,
+            [o[:, 0] for o in observations],
+            gamma=gamma,
+            binning="time",
+            baseline="ridge",
+            lambda_=0.95,
+            final_observations=finals,
+            memory=memory,
+        ).memory
+    late = np.array(errors[20:])
+    spread = scale / np.sqrt(1.0 - 0.81)  # of the true values
+    assert abs(late.mean()) < 0.1 * spread
+    assert np.sqrt(np.square(late).mean()) < 0.5 * spread
+
+
+def test_one_wild_observation_in_the_first_group_blinds_nobody():
+    groups = random_groups(20, 12, lengths=[30] * 8)
+    plain = estimates(groups, gamma=0.0)
+    groups[0][0][2] = groups[0][0][2] + 1e8 * (np.arange(30) == 3)[:, None]
+    spoilt = estimates(groups, gamma=0.0)
+    for one, other in zip(plain[4:], spoilt[4:], strict=True):
+        assert one.baseline_explained_variance > 0.3
+        assert abs(other.baseline_explained_variance - one.baseline_explained_variance) < 0.05
+
+
+def test_it_follows_observations_that_move_away():
+    """A policy that learns to run sees other velocities than one that falls."""
+    far = [([o + 30.0 for o in os], rs) for os, rs in random_groups(22, 60, lengths=[30] * 8)]
+    found = estimates(random_groups(21, 60, lengths=[30] * 8) + far, gamma=0.0)
+    before = np.mean([e.baseline_explained_variance for e in found[50:60]])
+    after = np.mean([e.baseline_explained_variance for e in found[-10:]])
+    assert after > before - 0.05
+
+
 def test_memory_is_left_as_it_is_and_survives_pickling():
     *before, (observations, rewards) = random_groups(15, 4)
     memory = estimates(before)[-1].memory
@@ -308,7 +388,7 @@ def test_keys_that_do_not_last_are_not_carried_but_weights_are():
 
     groups = random_groups(16, 8, lengths=[20] * 8)
     passing = estimates(groups, binning=clusters, gamma=0.0)
-    clusters.keys_last = True
+    clusters.keys_last = clusters.counts_time = True
     lasting = estimates(groups, binning=clusters, gamma=0.0)
     assert len(passing[-1].memory["baseline"]["bins"]["keys"]) == 0
     assert len(lasting[-1].memory["baseline"]["bins"]["keys"]) == 20
@@ -383,6 +463,31 @@ def test_features_stand_in_place_of_the_observations():
         assert_array_equal(flat(one), flat(other))
 
 
+def test_without_a_decay_it_has_no_weights_and_a_lambda_is_refused():
+    assert len(estimates(random_groups(0, 2), baseline=RidgeBaseline(decay=0.0))) == 2
+    with pytest.raises(ValueError, match=r"don't see the state.*with a decay above 0"):
+        estimates(random_groups(0, 1), baseline=RidgeBaseline(decay=0.0), lambda_=0.95)
+
+
+@pytest.mark.parametrize("empty", [{}, np.zeros((12, 0))], ids=["dict", "array"])
+def test_observations_without_a_number_are_refused_or_taken(empty):
+    """An empty box has as many rows as there are steps; an empty dict has none."""
+    groups = [([empty] * 2, [np.ones(12)] * 2)] * 2
+    if isinstance(empty, dict):
+        with pytest.raises(ValueError, match="no numbers to look at"):
+            estimates(groups)
+    else:
+        assert len(estimates(groups)) == 2
+
+
+def test_features_of_several_widths_are_refused():
+    def features(observations, timesteps):
+        return observations[:, : 1 + len(timesteps) % 2]
+
+    with pytest.raises(ValueError, match=r"as many numbers in all trajectories, got \[1, 2\]"):
+        estimates(random_groups(0, 1), baseline=RidgeBaseline(features=features))
+
+
 def test_features_that_are_not_one_row_per_step_are_refused():
     ridge = RidgeBaseline(features=lambda observations, timesteps: observations[1:])
     with pytest.raises(ValueError, match=r"one row per step: 12 rows, got .* shape \(11, 2\)"):
@@ -411,7 +516,14 @@ def test_what_is_remembered_of_other_features_or_baselines_counts_for_nothing(ot
 
 
 @pytest.mark.parametrize(
-    "settings", [{"num_features": -1}, {"decay": 1.0}, {"decay": -0.1}, {"decay": float("nan")}]
+    "settings",
+    [
+        {"num_features": -1},
+        {"num_features": True},
+        {"decay": 1.0},
+        {"decay": -0.1},
+        {"decay": float("nan")},
+    ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):

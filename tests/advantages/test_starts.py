@@ -126,6 +126,7 @@ def test_a_ridge_remembers_its_weights_and_not_the_bins_of_starts():
     def start_and_time(observations, timesteps):
         return np.column_stack([observations[:, 0].astype(np.int64), timesteps])
 
+    start_and_time.counts_time = True
     labels = [n // 3 for n in range(9)]
     memory = {"starts": None, "keys": None}
     for number in range(3):

@@ -46,13 +46,18 @@ class Baseline:
     """Base of all baselines: settings, without what is learned.
 
     Attributes:
-        sees_state: Whether the value of a step depends on its state, beyond the bin that the state
-            is in. λ-returns (`lambda_` < 1) are safe only then.
         needs_scores: Whether it asks for the policy's gradients, `BinnedGroup.scores`.
     """
 
-    sees_state: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = False
+
+    @property
+    def sees_state(self) -> bool:
+        """Whether the value of a step depends on its state, beyond the bin that the state is in.
+
+        λ-returns (`lambda_` < 1) are safe only then.
+        """
+        return False
 
     @property
     def remembers(self) -> bool:

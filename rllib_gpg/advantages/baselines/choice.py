@@ -22,7 +22,7 @@ _PER_START = (
     "bins that hold one start's episodes only (`episodes_per_start` > 1) don't last from group to "
     "group."
 )
-_WAY_OUT = "Take one that does: baseline='ridge'."
+_WAY_OUT = "Take one that does: baseline='ridge', with a decay above 0."
 
 
 def resolve_baseline(
@@ -89,7 +89,7 @@ def check_uses(
     Raises:
         ValueError: Says why, and the way out.
     """
-    if not isinstance(lambda_, Real) or not 0.0 <= lambda_ <= 1.0:
+    if not isinstance(lambda_, Real) or isinstance(lambda_, bool) or not 0.0 <= lambda_ <= 1.0:
         raise ValueError(f"lambda_ must be a number in [0, 1], got {lambda_!r}.")
     if lambda_ < 1.0 and not baseline.sees_state:
         raise ValueError(

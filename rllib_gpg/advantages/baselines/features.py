@@ -1,7 +1,8 @@
 """What a regression sees of a step: numbers of comparable size, and fixed functions of them.
 
 Axes: S = steps of the group, trajectory after trajectory; T = steps of one trajectory; D = numbers
-of one step: its flattened observation and the timestep; F = features.
+of one step: its flattened observation and the timestep, or 0 where the bins count time; F =
+features.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +26,17 @@ _CLIP = 5.0
 # Standard deviations from the mean beyond which a number counts as no further: one wild observation
 # among thousands would else be all that is left to see.
 _OUTLIER = 10.0
+# Standard deviations of normal numbers in one median deviation from their median.
+_MEDIAN_DEVIATION = 1.4826
+# The weight of each group relative to the next one: a policy that learns comes to see other things.
+_DECAY = 0.9
 
 
 def step_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatArray:
     """Returns [S, D]: of every step the numbers of its observation, and its timestep.
+
+    Bins that count time know it, and what a regression inside them makes of it is wrong wherever
+    another bin's level has to do: for the observation after the last step. There it is 0.
 
     Args:
         group: The group.
@@ -40,26 +48,42 @@ def step_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatA
             something else in it; if `features` doesn't give one row of finite numbers per step.
     """
     timesteps = np.split(group.timesteps, np.cumsum(group.lengths)[:-1])
-    return _numbers(list(zip(group.names, group.observations, timesteps, strict=True)), features)
+    steps = zip(group.names, group.observations, timesteps, strict=True)
+    return _numbers(list(steps), features, knows_time=group.counts_time)
 
 
 def final_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatArray:
     """Returns the same, [.., D], of the final observations of the trajectories that have one."""
     ends = group.starts + group.lengths
     finals = zip(group.names, group.final_observations or (), ends, strict=True)
-    return _numbers([(n, o, np.array([t])) for n, o, t in finals if o is not None], features)
+    steps = [(n, o, np.array([t])) for n, o, t in finals if o is not None]
+    return _numbers(steps, features, knows_time=group.counts_time)
 
 
 def _numbers(
-    trajectories: Sequence[tuple[str, Any, IntArray]], features: FeatureFunction | None
+    trajectories: Sequence[tuple[str, Any, IntArray]],
+    features: FeatureFunction | None,
+    *,
+    knows_time: bool,
 ) -> FloatArray:
     """Numbers of (name, observations, timesteps) of each trajectory."""
     rows = [
-        np.column_stack([_of_user(features, name, observations, t_T), t_T])
-        if features is not None
-        else np.column_stack([_flat(observations, t_T), t_T])
+        np.column_stack(
+            [
+                _flat(observations, t_T)
+                if features is None
+                else _of_user(features, name, observations, t_T),
+                0 * t_T if knows_time else t_T,
+            ]
+        )
         for name, observations, t_T in trajectories
     ]
+    widths = {row_TD.shape[1] - 1 for row_TD in rows}
+    if len(widths) > 1:
+        raise ValueError(
+            f"observations, or features, must have as many numbers in all trajectories, got "
+            f"{sorted(widths)} per step."
+        )
     x_SD = np.concatenate(rows)
     return np.clip(x_SD, -_LARGEST, _LARGEST, out=x_SD)
 
@@ -82,6 +106,8 @@ def _of_user(
 def _flat(given: Any, timesteps: IntArray) -> FloatArray:
     """Returns [T, D - 1]: the numbers of one trajectory, whatever they are in."""
     parts: list[NDArray[Any]] = [np.asarray(part) for part in leaves(given)]
+    if not parts:
+        raise ValueError("there are no numbers to look at: observations, or features, are empty.")
     for part in parts:
         if part.shape[:1] != timesteps.shape:
             raise ValueError(
@@ -118,7 +144,7 @@ class Moments:
     """Over some steps.
 
     Attributes:
-        count: How many they are.
+        count: How many they are; those of earlier groups count less.
         mean: [D], the mean of each number.
         squares: [D], the sum of squared deviations from it.
     """
@@ -135,12 +161,18 @@ class Moments:
         from_first_SD -= mean_D
         return cls(len(x_SD), x_SD[0] + mean_D, np.einsum("sd,sd->d", *[from_first_SD] * 2))
 
-    def and_of(self, x_SD: FloatArray) -> Self:
-        """Returns the moments of these steps and of some more, whose outliers are limited."""
+    @classmethod
+    def of_first(cls, x_SD: FloatArray) -> Self:
+        """Returns the moments of the steps of a first group, whose outliers are limited."""
+        median_D = np.median(x_SD, axis=0)
+        deviation_D = np.median(np.abs(x_SD - median_D), axis=0)
+        return cls.of(_within_reach(x_SD, median_D, _MEDIAN_DEVIATION * deviation_D))
+
+    def and_then(self, x_SD: FloatArray) -> Self:
+        """Returns these moments, decayed, and those of a group, whose outliers are limited."""
         std_D = np.sqrt(self.squares / self.count)
-        # A number that has been constant so far has no scale yet.
-        limit_D = np.where(std_D > 0.0, _OUTLIER * std_D, np.inf)
-        return self.and_those_of(self.of(np.clip(x_SD, self.mean - limit_D, self.mean + limit_D)))
+        earlier = type(self)(_DECAY * self.count, self.mean, _DECAY * self.squares)
+        return earlier.and_those_of(self.of(_within_reach(x_SD, self.mean, std_D)))
 
     def and_those_of(self, other: Self) -> Self:
         """Returns the moments of both, by Chan's formula."""
@@ -151,6 +183,12 @@ class Moments:
             self.mean + share * delta_D,
             self.squares + other.squares + share * self.count * delta_D**2,
         )
+
+
+def _within_reach(x_SD: FloatArray, center_D: FloatArray, std_D: FloatArray) -> FloatArray:
+    """Numbers too far from the rest as if they were no further; all, if the rest has no scale."""
+    limit_D = np.where(std_D > 0.0, _OUTLIER * std_D, np.inf)
+    return np.clip(x_SD, center_D - limit_D, center_D + limit_D)
 
 
 class Features:

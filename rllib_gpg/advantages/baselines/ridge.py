@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -74,8 +74,6 @@ class RidgeBaseline(Baseline):
             function.
     """
 
-    sees_state: ClassVar[bool] = True
-
     num_features: int = 64
     decay: float = 0.8
     features: FeatureFunction | None = None
@@ -85,7 +83,7 @@ class RidgeBaseline(Baseline):
         """Refuses what can't be meant."""
         for name in ("num_features", "seed"):
             value = getattr(self, name)
-            if not isinstance(value, Integral) or value < 0:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"{name} must be an integer >= 0, got {value!r}.")
         if self.features is not None and not callable(self.features):
             raise ValueError(
@@ -97,6 +95,11 @@ class RidgeBaseline(Baseline):
     @property
     def remembers(self) -> bool:
         """Whether there is a decay."""
+        return self.decay > 0.0
+
+    @property
+    def sees_state(self) -> bool:
+        """Whether there is a decay: weights are those that earlier groups taught."""
         return self.decay > 0.0
 
     def check_space(self, numbers: int | None) -> None:
@@ -116,7 +119,7 @@ class RidgeBaseline(Baseline):
         """
         x_SD = step_numbers(group, self.features)
         earlier = self._recall(memory, x_SD.shape[1])
-        moments = earlier.moments.and_of(x_SD) if earlier.moments else Moments.of(x_SD)
+        moments = earlier.moments.and_then(x_SD) if earlier.moments else Moments.of_first(x_SD)
         phi = Features(earlier.moments or moments, self.num_features, self.seed)
         bins = earlier.bins if group.keys_last else CarriedBins.none(1 + len(phi))
 
