@@ -231,7 +231,7 @@ class GPGConfig(AlgorithmConfig):
                 `rllib_gpg.advantages.SpatialTimeBinning(epsilon=0.2)`; or a function
                 `f(observations, timesteps) -> integer keys`, called once per trajectory.
             leave_one_out: Whether a trajectory's own return is left out of its baselines
-                (Proposition 1: unbiased). Default False, as in the paper.
+                (Proposition 1: unbiased, but for singletons). Default False, as in the paper.
             normalize_advantages: Whether to normalise advantages by their mean and standard
                 deviation over the steps of the group, as PPO does. Makes `lr` independent of the
                 scale of rewards. "bins": by the standard deviation of their bin, as GRPO does with

@@ -187,8 +187,8 @@ def estimate_group(
         binning: A binning object, a function ``f(observations, timesteps) -> keys`` or a name, see
             binning.py.
         leave_one_out: Take the mean without the trajectory's own entry, which makes the estimate
-            unbiased (Proposition 1). Not in the paper. A singleton has no other entry and falls
-            back to its own, as without leave_one_out.
+            unbiased (Proposition 1), but for singletons: these have no other entry and fall back to
+            their own, as without leave_one_out. Not in the paper.
         normalize: Return (A - mean) / max(std, 1e-4), over all steps of the group, as RLlib's PPO
             does. The floor keeps advantages that are zero up to rounding from being blown up. With
             a baseline that remembers, those of a group of one are divided by their root mean

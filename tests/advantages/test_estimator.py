@@ -544,6 +544,33 @@ def test_the_gradient_of_a_team_is_unbiased(baseline: str, num_episodes: int) ->
     assert total == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("options", [{"leave_one_out": True}, {"baseline": "ridge"}], ids=str)
+@pytest.mark.parametrize("num_trajectories", [1, 2, 4, 6])
+def test_singletons_are_all_that_is_missing_of_the_gradient(options, num_trajectories) -> None:
+    """Action 0 ends the episode, action 1 leads to another step, whose action is its reward.
+
+    Both actions are as likely, so a trajectory is alone at its second step where all others have
+    ended at once. Over all groups there are, with grad log pi = action - 1/2.
+    """
+    kinds = [((0,), 0.5), ((1, 0), 0.25), ((1, 1), 0.25)]
+    gradient = np.zeros(2)
+    for group in itertools.product(kinds, repeat=num_trajectories):
+        probability = np.prod([likely for _, likely in group])
+        actions = [np.array(taken, np.float64) for taken, _ in group]
+        found = estimate_advantages(
+            [np.zeros((len(a), 1)) for a in actions],
+            [np.append(np.zeros(len(a) - 1), a[-1] * (len(a) > 1)) for a in actions],
+            gamma=1.0,
+            binning="time",
+            **options,
+        )
+        for a, advantages in zip(actions, found, strict=True):
+            gradient[: len(a)] += probability * advantages * (a - 0.5) / num_trajectories
+    have_company = 1.0 - 0.5 ** (num_trajectories - 1)
+    # 1/8: half of the episodes get there, a half of the actions differs by 1 from the other
+    assert_allclose(gradient, [0.125 * (num_trajectories > 1), 0.125 * have_company], atol=1e-12)
+
+
 def test_what_a_team_mate_gets_is_left_out_also_where_bins_are_revisited() -> None:
     rewards = [np.array([1.0, 2.0]), np.array([4.0, 8.0]), np.array([16.0]), np.array([32.0])]
     observations = [np.zeros((len(r), 1)) for r in rewards]

@@ -24,7 +24,8 @@ class BinBaseline(Baseline):
             and as in the paper, a group is compared with itself alone. Otherwise entries of earlier
             groups count too, and the trajectory's own doesn't: also a group of one learns.
         leave_one_out: Leave the trajectory's own entry out, which makes the estimate unbiased
-            (Proposition 1). Not in the paper. Where nobody else is in the bin, it stays.
+            (Proposition 1) wherever somebody else is in the bin. Where nobody is, it stays. Not in
+            the paper.
 
     Raises:
         ValueError: If decay is outside [0, 1).
