@@ -352,6 +352,21 @@ def test_the_state_after_the_last_step_has_its_value(num_numbers):
     assert np.sqrt(np.square(late).mean()) < 0.5 * spread
 
 
+def test_a_value_that_completes_returns_is_within_what_returns_have_been():
+    """Else an error becomes part of the returns that the next one is learned from."""
+    ridge = RidgeBaseline(num_features=0)
+    *before, (observations, _) = random_groups(23, 6, lengths=[12] * 4)
+    memory = estimates(before, gamma=0.0, baseline=ridge)[-1].memory
+    rewards = np.concatenate([r for _, rs in before for r in rs])  # what returns are with gamma 0
+    low, high = rewards.min(), rewards.max()
+    finals = [np.full((1, 2), wild) for wild in (-1e6, 1e6, -3.0, 0.5)]
+    lengths = np.full(4, 12)
+    group = into_bins(TimeBinning(), observations, lengths, 0 * lengths, [""] * 4, finals)
+    found = ridge.final_values(group, memory["baseline"])
+    assert low <= found.min() < found.max() <= high
+    assert [low, high] == found[:2].tolist()
+
+
 def test_one_wild_observation_in_the_first_group_blinds_nobody():
     groups = random_groups(20, 12, lengths=[30] * 8)
     plain = estimates(groups, gamma=0.0)

@@ -161,6 +161,10 @@ class RidgeBaseline(Baseline):
             bins=bins.and_then(current, self.decay) if group.keys_last else bins,
             equations=earlier.equations.and_then(equations, self.decay),
             errors=self.decay * (earlier.errors + error_C),
+            range=(
+                min(earlier.range[0], float(returns.min())),
+                max(earlier.range[1], float(returns.max())),
+            ),
         )
         metrics = {RIDGE_SHARE: float(1.0 / (1.0 + STRENGTHS[chosen]))}
         return Valuation(value_S, now.packed(), alone_S, metrics)
@@ -170,7 +174,8 @@ class RidgeBaseline(Baseline):
 
         It is w.phi of that observation, and the b of earlier groups in the bin of the last step. Of
         bins that count time, the last one has seen nothing of what would follow: there it is the
-        mean over all bins. 0 if no earlier group was there.
+        mean over all bins. 0 if no earlier group was there. It is within what returns have been so
+        far: it becomes part of returns, and an error must not feed itself.
         """
         value_N = np.zeros(len(group.lengths))
         finals = group.final_observations or [None] * len(value_N)
@@ -193,7 +198,7 @@ class RidgeBaseline(Baseline):
         known_N = count_N > 0.0
         b_N = sum_N / np.where(known_N, count_N, 1.0)
         phi = Features(earlier.moments, self.num_features, self.seed)
-        value_N[cut_N] = (phi(x_ND) @ weight_F)[:, 0] + b_N[cut_N]
+        value_N[cut_N] = np.clip((phi(x_ND) @ weight_F)[:, 0] + b_N[cut_N], *earlier.range)
         return np.where(known_N, value_N, 0.0)
 
     def _recall(self, memory: Any, num_numbers: int) -> _Memory:
@@ -213,6 +218,7 @@ class _Memory:
     bins: CarriedBins  # sums of R and of phi
     equations: NormalEquations
     errors: FloatArray  # of every rho in predicting each group with the weights before it
+    range: tuple[float, float]  # of returns
 
     @property
     def chosen(self) -> int:
@@ -227,6 +233,7 @@ class _Memory:
             CarriedBins.none(1 + num_features),
             NormalEquations.none(num_features),
             np.zeros(len(STRENGTHS)),
+            (np.inf, -np.inf),
         )
 
     @classmethod
@@ -237,6 +244,7 @@ class _Memory:
             CarriedBins(**packed["bins"]),
             NormalEquations(**packed["equations"]),
             packed["errors"],
+            tuple(packed["range"]),
         )
 
     def packed(self) -> dict[str, Any]:
@@ -246,6 +254,7 @@ class _Memory:
             "bins": vars(self.bins),
             "equations": vars(self.equations),
             "errors": self.errors,
+            "range": self.range,
         }
 
 
