@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import pyarrow.fs
+from ray import cloudpickle
 from ray.rllib.utils.checkpoints import Checkpointable
 
 _METADATA = ("rllib_checkpoint.json", Checkpointable.METADATA_FILE_NAME)
@@ -81,6 +82,7 @@ def check_checkpoint(
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If something is missing in it, or can't be read; or if the path is relative.
+        ImportError: If its config names a module that isn't known here: that of an env, mostly.
     """
     folder = str(path)
     if filesystem is None:
@@ -112,6 +114,9 @@ def check_checkpoint(
                 _read_through(file, stream)
             except ValueError as error:
                 raise _not_whole(file, str(error)) from error
+    if to_build:
+        with filesystem.open_input_file((root / _CONSTRUCTOR).as_posix()) as stream:
+            _check_is_known_here(path, stream)
 
 
 def check_absolute(path: str) -> None:
@@ -138,6 +143,21 @@ def _read_through(file: pathlib.PurePath, stream: IO[bytes]) -> None:
     elif file.suffix == ".pkl":
         for _ in pickletools.genops(stream):
             pass
+
+
+def _check_is_known_here(path: Any, stream: IO[bytes]) -> None:
+    """Refuses what RLlib passes over, to fail later without a config.
+
+    Raises:
+        ImportError: Says what isn't known.
+    """
+    try:
+        cloudpickle.load(stream)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"The checkpoint at {path} needs something of the run that saved it: {error}. Call "
+            "this from a script of yours that can import it, or put its folder into PYTHONPATH."
+        ) from error
 
 
 def _not_whole(path: Any, why: str) -> ValueError:

@@ -29,6 +29,7 @@ from ray.rllib.utils.typing import EpisodeType, ModuleID, ResultDict, StateDict
 from ray.tune import Checkpoint
 
 from rllib_gpg.checkpoints import check_checkpoint, saved_whole
+from rllib_gpg.cluster import why_it_waits
 from rllib_gpg.diagnosis.warnings import TrainingWarnings
 from rllib_gpg.evaluation import (
     evaluate_episodes,
@@ -48,6 +49,7 @@ from rllib_gpg.seeding import RunSeed
 from rllib_gpg.threads import threads_of_main_process
 from rllib_gpg.validation import check_overrides, check_spaces, why_none_starts
 
+logger = logging.getLogger("ray.rllib")
 # Of its own, so that what it says can be turned off alone.
 diagnosis_logger = logging.getLogger("ray.rllib.diagnosis")
 
@@ -88,6 +90,8 @@ class GroupAlgorithm(Algorithm):
         self._evaluated_weights: Weights
         self._recorder = EpisodeRecorder(self.config)
         self._warnings = TrainingWarnings(self.config)
+        if sentence := why_it_waits(self.config):
+            logger.warning(sentence)
         try:
             super().setup(config)
         except IndexError:
@@ -362,6 +366,7 @@ class GroupAlgorithm(Algorithm):
 
         Raises:
             ValueError: If the checkpoint isn't whole. Nothing is built then.
+            ImportError: If it names a module, that of an env for instance, that isn't known here.
         """
         path = path.to_directory() if isinstance(path, Checkpoint) else path
         check_checkpoint(path, filesystem=filesystem, to_build=True)

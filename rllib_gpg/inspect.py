@@ -35,6 +35,7 @@ def inspect_checkpoint(
         ModuleNotFoundError: If there is no matplotlib.
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If it isn't whole.
+        ImportError: If it needs a module, that of an env for instance, that isn't known here.
     """
     check_matplotlib()
     path = str(checkpoint)

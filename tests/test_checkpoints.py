@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import os
 import shutil
@@ -500,6 +501,22 @@ class CountsItsReading:
 
     def __setstate__(self, state: Any) -> None:
         type(self).times += 1
+
+
+def test_a_checkpoint_of_a_module_that_is_not_known_here_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An env of the user's own file, and a command that is run from another folder."""
+    (tmp_path / "my_maze.py").write_text(
+        "from tests.envs import Identity\nclass Maze(Identity): ...\n"
+    )
+    with monkeypatch.context() as here:
+        here.syspath_prepend(tmp_path)
+        with built(small_config(importlib.import_module("my_maze").Maze)) as algo:
+            path = algo.save_to_path(tmp_path / "checkpoint")
+    del sys.modules["my_maze"]
+    with pytest.raises(ImportError, match=r"needs something of the run.*'my_maze'.*PYTHONPATH"):
+        GPG.from_checkpoint(path)
 
 
 def test_a_checkpoint_is_put_together_once(tmp_path: Path, running: GPG) -> None:

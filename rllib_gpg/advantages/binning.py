@@ -238,7 +238,7 @@ def resolve_binning(binning: str | BinningFunction) -> BinningFunction:
         if binning in _NEED_EPSILON:
             name = _NEED_EPSILON[binning]
             raise ValueError(f"binning {binning!r} needs an epsilon: give {name}(epsilon=...).")
-        nearest = difflib.get_close_matches(binning, [*_NAMED, *_NEED_EPSILON], n=1, cutoff=0.0)
+        nearest = difflib.get_close_matches(binning, _NAMED, n=1, cutoff=0.0)
         raise ValueError(
             f"Unknown binning {binning!r}. Known names: {', '.join(map(repr, _NAMED))}; "
             f"the nearest is {nearest[0]!r}."

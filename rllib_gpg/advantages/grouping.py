@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_gpg.advantages.binning import BinningFunction, IntArray, counts_time, keys_last
-from rllib_gpg.advantages.inputs import FloatArray
+from rllib_gpg.advantages.inputs import FloatArray, leaves
 
 ScoreFunction = Callable[[FloatArray], FloatArray]
 
@@ -259,7 +259,11 @@ def bin_keys(
         try:
             found = np.asarray(binning(observation, start + np.arange(length)))
         except Exception as error:
-            error.add_note(f"Raised in {asked[:-1]}.")
+            shapes = ", ".join(str(leaf.shape) for leaf in leaves(observation))
+            error.add_note(
+                f"Raised in {asked[:-1]}. What it was given: observations of shape {shapes}, as "
+                "connectors leave them, and as many timesteps."
+            )
             raise
         if found.dtype.kind not in "biu":
             raise TypeError(

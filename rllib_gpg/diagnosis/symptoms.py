@@ -129,18 +129,23 @@ def nothing_to_learn(seen: Iteration) -> str | None:
 
 
 def nothing_explained(seen: Iteration) -> str | None:
-    """The baseline foresees returns worse than their mean does."""
+    """The baseline foresees returns worse than their mean does; unless that does no harm."""
     share = seen["baseline_explained_variance"]
     # Of constants, and of one bin, it is below 0 by construction: they explain nothing.
     constant = isinstance(seen.baseline, NoBaseline | OptimalBaseline)
     one_bin = isinstance(resolve_binning(seen.config.binning), UniversalBinning)
-    if constant or one_bin or not share < 0.0:
+    # Where nearly all returns are alike, there is next to nothing to explain.
+    at_its_best = seen["group_return_mean"] >= seen.best_return
+    if constant or one_bin or at_its_best or not share < 0.0:
         return None
-    mend = (
-        "Stay with baseline='bins', or raise `baseline_decay`"
-        if isinstance(seen.baseline, RidgeBaseline)
-        else "Use a larger group, coarser bins, or baseline='ridge'"
-    )
+    if isinstance(seen.baseline, RidgeBaseline):
+        mend = "Try a larger group, baseline='bins', or a larger `baseline_decay`"
+    elif isinstance(seen.baseline, BinBaseline):
+        mend = "Try a larger group, coarser bins if there are any, or baseline='ridge'"
+    else:
+        mend = (
+            f"Try a larger group, look at the values of {seen.baseline}, or take baseline='ridge'"
+        )
     return (
         f"the explained variance of the baseline is {share:.2f}: others' returns foresee a "
         f"trajectory's worse than the mean of all. {mend}; `python -m rllib_gpg.inspect CHECKPOINT`"

@@ -40,7 +40,7 @@ def score_products(
             dist_inputs[Columns.ACTION_DIST_INPUTS]
         )
         logp = dist.logp(batch[Columns.ACTIONS])
-        credit = torch.as_tensor(return_S[steps], dtype=logp.dtype, device=logp.device)
+        credit = torch.tensor(return_S[steps], dtype=logp.dtype, device=logp.device)
         score = _gradient(logp.sum(), parameters, retain_graph=True)
         weighted = _gradient((logp * credit).sum(), parameters)
         products[n] = float(weighted @ score), float(score @ score)

@@ -143,6 +143,21 @@ def test_a_baseline_of_ones_own_changes_no_returns():
         estimate_group(*FIRST, **GROUP, baseline=Subtracts())
 
 
+def test_a_baseline_of_ones_own_without_values_is_refused_at_once():
+    class Empty(Baseline):
+        pass
+
+    with pytest.raises(TypeError, match="Empty needs a method values"):
+        resolve_baseline(Empty())
+
+
+def test_a_baseline_of_ones_own_is_told_how_to_say_that_it_sees_the_state():
+    with pytest.raises(
+        ValueError, match=r"MeanOfLastGroup do, it says so: `sees_state = True`\. Or"
+    ):
+        estimate_group(*FIRST, **GROUP, baseline=MeanOfLastGroup(), lambda_=0.9)
+
+
 def test_a_baseline_of_ones_own_gives_a_valuation():
     class GivesAnArray(Baseline):
         def values(self, group, returns, memory):

@@ -501,7 +501,10 @@ def test_errors_inside_a_binning_say_where():
     bad = [np.zeros((2, 3)), np.full((2, 3), 1e300)]
     with pytest.raises(ValueError, match="larger epsilon") as error:
         estimate(bad, [np.zeros(2)] * 2, binning=SpatialBinning(1.0))
-    assert error.value.__notes__ == ["Raised in binning SpatialBinning(epsilon=1.0), trajectory 1."]
+    assert error.value.__notes__ == [
+        "Raised in binning SpatialBinning(epsilon=1.0), trajectory 1. What it was given: "
+        "observations of shape (2, 3), as connectors leave them, and as many timesteps."
+    ]
 
 
 def test_binnings_without_a_name_are_named_by_their_repr():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -10,7 +11,14 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.multi_agent_env import make_multi_agent
 
 from rllib_gpg import GPGConfig, presets
-from rllib_gpg.advantages import Level, SpatialBinning, SpatialTimeBinning
+from rllib_gpg.advantages import (
+    Baseline,
+    BinnedGroup,
+    Level,
+    SpatialBinning,
+    SpatialTimeBinning,
+    Valuation,
+)
 from rllib_gpg.diagnosis.warnings import TrainingWarnings
 from tests.envs import Identity, StartDecides
 from tests.helpers import built, logged_warnings, module_results, small_config
@@ -53,22 +61,28 @@ class Run:
         return [s for _ in range(iterations) for s in self._warnings.of(result, SPACES)]
 
 
+@dataclass(frozen=True)
+class Constant(Baseline):
+    """One of a user's own."""
+
+    def values(self, group: BinnedGroup, returns: Any, memory: Any) -> Valuation:
+        return Valuation(0.0 * returns)
+
+
 CLIP = {"clip_fraction": 0.6}
-EQUAL = {"group_advantage_std": 0.0, "group_return_std": 0.0}
+EQUAL = {"group_advantage_std": 0.0, "group_return_std": 0.0, "group_return_mean": 1.0}
 CUT = {"group_truncated_fraction": 1.0}
+# Worse than the iteration before, whose return is the default.
+UNFORESEEN = {"baseline_explained_variance": -0.2, "group_return_mean": 1.0}
 GRID = {"binning": SpatialBinning(epsilon=1.0)}
 KL = {"use_kl_loss": True, "kl_target": 0.01}
 SYMPTOMS: dict[str, tuple[dict[str, Any], dict[str, Any], int, list[str]]] = {
     "all alone": ({}, {"group_singleton_fraction": 1.0}, 1, ["All first visits", "`group_size`"]),
     "most alone": ({}, {"group_singleton_fraction": 0.6}, 5, ["60% of the first", "`epsilon`"]),
     "equal": ({}, EQUAL, 10, ["nothing to compare", "8 episodes", "`entropy_coeff`"]),
-    "explained": ({}, {"baseline_explained_variance": -0.2}, 10, ["-0.20", "larger group"]),
-    "ridge": (
-        {"baseline": "ridge"},
-        {"baseline_explained_variance": -0.2},
-        10,
-        ["-0.20", "baseline='bins'"],
-    ),
+    "explained": ({}, UNFORESEEN, 10, ["-0.20", "larger group", "baseline='ridge'"]),
+    "ridge": ({"baseline": "ridge"}, UNFORESEEN, 10, ["-0.20", "baseline='bins'"]),
+    "own": ({"baseline": Constant()}, UNFORESEEN, 10, ["-0.20", "the values of Constant()"]),
     "entropy": ({}, {"entropy": 1e-3}, 5, ["entropy is 0.001", "`entropy_coeff`"]),
     "clipped": ({}, CLIP, 5, ["60% of the steps", "smaller `lr`"]),
     "kl": (KL, {"mean_kl_loss": 0.2}, 3, ["0.2, 20 times `kl_target`", "`kl_coeff`"]),
@@ -80,6 +94,7 @@ SYMPTOMS: dict[str, tuple[dict[str, Any], dict[str, Any], int, list[str]]] = {
 def test_each_is_said_once_with_the_mend_after_some_iterations(name: str) -> None:
     training, learned, patience, words = SYMPTOMS[name]
     run = Run(**training)
+    assert run.says() == []
     assert run.says(patience - 1, **learned) == []
     (sentence,) = run.says(1, **learned)
     assert sentence.startswith("Module 'policy': ")
@@ -94,6 +109,13 @@ def test_one_good_iteration_in_between_and_it_is_noise(name: str) -> None:
     for _ in range(3):
         assert run.says(patience - 1, **learned) == []
         assert run.says() == []
+
+
+def test_nothing_has_to_be_explained_while_the_return_is_at_its_best() -> None:
+    run = Run()
+    for iteration in range(20):
+        learned = {"baseline_explained_variance": -5.0, "group_return_mean": float(iteration)}
+        assert run.says(1, **learned) == []
 
 
 def test_each_module_is_warned_of_by_itself() -> None:
@@ -157,9 +179,9 @@ def test_rollouts_are_cut_and_that_is_no_time_limit() -> None:
 def test_nobody_is_warned_of_having_solved_it() -> None:
     run = Run()
     assert run.says(5, group_return_mean=499.0) == []
-    assert run.says(20, group_return_mean=500.0, **EQUAL) == []
+    assert run.says(20, **{**EQUAL, "group_return_mean": 500.0}) == []
     # The same at the bottom: once it was better.
-    assert len(run.says(20, group_return_mean=9.0, **EQUAL)) == 1
+    assert len(run.says(20, **{**EQUAL, "group_return_mean": 9.0})) == 1
 
 
 def test_where_all_are_cut_alike_the_limit_is_named() -> None:

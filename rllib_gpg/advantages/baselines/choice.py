@@ -22,7 +22,6 @@ _PER_START = (
     "bins that hold one start's episodes only (`episodes_per_start` > 1) don't last from group to "
     "group."
 )
-_WAY_OUT = "Take one that does: baseline='ridge', with a decay above 0."
 
 
 def resolve_baseline(
@@ -38,7 +37,7 @@ def resolve_baseline(
     Raises:
         ValueError: If the name is unknown; if the decay isn't in [0, 1); if `decay` or
             `leave_one_out` is given beside an object, whose own settings these are.
-        TypeError: If it is neither a name nor a baseline.
+        TypeError: If it is neither a name nor a baseline, or one without a method `values`.
     """
     if isinstance(baseline, str):
         if baseline not in _NAMED:
@@ -57,6 +56,11 @@ def resolve_baseline(
         raise TypeError(
             "baseline must be a name or an object of a class that derives from "
             f"rllib_gpg.advantages.Baseline, such as RidgeBaseline(), got {baseline!r}."
+        )
+    if type(baseline).values is Baseline.values:
+        raise TypeError(
+            f"{type(baseline).__name__} needs a method values(group, returns, memory) -> "
+            "Valuation: what the return of each step is compared with."
         )
     if decay is not None:
         raise ValueError(
@@ -94,7 +98,8 @@ def check_uses(
     if lambda_ < 1.0 and not baseline.sees_state:
         raise ValueError(
             f"lambda_={lambda_} replaces what happened later by later values, and those of "
-            f"{baseline} don't see the state: what an action led to would be lost. {_WAY_OUT}"
+            f"{baseline} don't see the state: what an action led to would be lost. "
+            f"{_way_out(baseline)} Or leave lambda_ at 1."
         )
     if isinstance(baseline, BinBaseline) and baseline.remembers and of_starts:
         raise ValueError(
@@ -111,7 +116,7 @@ def check_uses(
     if not baseline.sees_state:
         raise ValueError(
             f"A truncated episode can't be continued with the values of {baseline}, which don't "
-            f"see the state. {_WAY_OUT}"
+            f"see the state. {_way_out(baseline)}"
         )
     if type(baseline).final_values is Baseline.final_values:
         raise ValueError(
@@ -128,3 +133,10 @@ def check_uses(
             f"A truncated episode is continued with what earlier groups taught, and the bins of "
             f"{name_of(binning)} don't last from group to group. {_KEYS_LAST}"
         )
+
+
+def _way_out(baseline: Baseline) -> str:
+    way_out = "Take one that does: baseline='ridge', with a decay above 0."
+    if type(baseline) in _NAMED.values():
+        return way_out
+    return f"{way_out} If those of {type(baseline).__name__} do, it says so: `sees_state = True`."
