@@ -8,6 +8,7 @@ import dataclasses
 import traceback
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -101,7 +102,10 @@ class ShareSamplingEnvRunner(EnvRunner):
             if not isinstance(error, Exception):
                 raise
             # Reported by the caller; see `ShareFailure`.
-            words = f"{error!r} in env {self.config.env!r}"
+            # Perhaps a callback's or a connector's, and not the env's own.
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            at = f"{Path(where.filename).name}:{where.lineno}, in `{where.name}`"
+            words = f"{error!r} at {at}, with env {self.config.env!r}"
             return ShareFailure(share, words, traceback.format_exc())
         # The algorithm logs them, over all shares.
         self._done_episodes_for_metrics.clear()

@@ -24,7 +24,7 @@ from scipy.stats import binomtest
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling import SamplingError
 from rllib_gpg.sampling.gathering import RemoteGathering
-from tests.envs import (
+from tests.envs import (, Identity
     Broken,
     ComingAndGoing,
     HangsOnce,
@@ -305,6 +305,8 @@ def test_a_share_that_always_fails_ends_the_run_after_a_checkpoint(num_env_runne
     message = str(error.value)
     assert "the simulator is gone" in message
     assert "Broken" in message
+    assert "envs.py:" in message
+    assert "in `step`" in message
     assert "3 times" in message
     assert "Seeds(episodes=(" in message
     again = GPG.from_checkpoint(assert_checkpoint(message))
@@ -313,6 +315,20 @@ def test_a_share_that_always_fails_ends_the_run_after_a_checkpoint(num_env_runne
         assert all((before[name] == after[name]).all() for name in before)
     finally:
         again.stop()
+
+
+class Raises(RLlibCallback):
+    def on_episode_end(self, **kwargs: Any) -> None:
+        raise KeyError("of the user's own")
+
+
+def test_where_an_error_was_raised_is_named_and_not_only_the_env() -> None:
+    config = small_config(Identity).callbacks(Raises).fault_tolerance(max_share_failures=1)
+    with built(config) as algo, pytest.raises(SamplingError) as error:
+        algo.train()
+    assert "KeyError" in str(error.value)
+    assert "test_faults.py:" in str(error.value)
+    assert "in `on_episode_end`, with env" in str(error.value)
 
 
 @pytest.mark.slow
