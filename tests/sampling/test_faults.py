@@ -24,10 +24,11 @@ from scipy.stats import binomtest
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling import SamplingError
 from rllib_gpg.sampling.gathering import RemoteGathering
-from tests.envs import (, Identity
+from tests.envs import (
     Broken,
     ComingAndGoing,
     HangsOnce,
+    Identity,
     InterruptsItself,
     ShortOrLong,
     Slow,
