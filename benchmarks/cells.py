@@ -176,6 +176,7 @@ def _quiet_process(num_cpus: int) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     ray.init(
+        address="local",  # also where RAY_ADDRESS names a cluster
         num_cpus=num_cpus,
         object_store_memory=128 * 2**20,
         include_dashboard=False,
