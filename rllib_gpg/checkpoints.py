@@ -66,7 +66,12 @@ def _move_into(folder: pathlib.Path, unfinished: pathlib.Path) -> None:
 
 
 def check_checkpoint(
-    path: Any, *, component: str | None = None, filesystem: Any = None, to_build: bool = False
+    path: Any,
+    *,
+    component: str | None = None,
+    filesystem: Any = None,
+    to_build: bool = False,
+    with_config: bool = False,
 ) -> None:
     """Refuses a checkpoint that was interrupted while it was saved, or damaged later.
 
@@ -78,6 +83,7 @@ def check_checkpoint(
         component: The component that `path` is the checkpoint of. None: the whole algorithm.
         filesystem: The filesystem of `path`. None: follows from `path`.
         to_build: Whether a new algorithm is to be built from it, which takes its config.
+        with_config: Whether it is built with another config instead.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -114,7 +120,7 @@ def check_checkpoint(
                 _read_through(file, stream)
             except ValueError as error:
                 raise _not_whole(file, str(error)) from error
-    if to_build:
+    if to_build and not with_config:
         with filesystem.open_input_file((root / _CONSTRUCTOR).as_posix()) as stream:
             _check_is_known_here(path, stream)
 

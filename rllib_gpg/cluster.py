@@ -19,12 +19,15 @@ def why_it_waits(config: AlgorithmConfig) -> str | None:
     Args:
         config: Of the algorithm whose actors are about to be made.
     """
+    needs = _needs(config)
+    if not any(n for of_actors in needs.values() for n, _ in of_actors.values()):
+        return None
     if not ray.is_initialized():
         ray.init()  # As the first actor would.
     if ray.util.get_current_placement_group() is not None:
         return None
     has, sentences = ray.cluster_resources(), []
-    for resource, of_actors in _needs(config).items():
+    for resource, of_actors in needs.items():
         needed, there = sum(n * each for n, each in of_actors.values()), has.get(resource, 0.0)
         if needed > there:
             parts = [f"{n} {what} with {each:g} each" for what, (n, each) in of_actors.items() if n]

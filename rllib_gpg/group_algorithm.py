@@ -369,7 +369,8 @@ class GroupAlgorithm(Algorithm):
             ImportError: If it names a module, that of an env for instance, that isn't known here.
         """
         path = path.to_directory() if isinstance(path, Checkpoint) else path
-        check_checkpoint(path, filesystem=filesystem, to_build=True)
+        with_config = "config" in kwargs
+        check_checkpoint(path, filesystem=filesystem, to_build=True, with_config=with_config)
         return super().from_checkpoint(path, filesystem, **kwargs)
 
     @override(Algorithm)

@@ -517,6 +517,8 @@ def test_a_checkpoint_of_a_module_that_is_not_known_here_says_which(
     del sys.modules["my_maze"]
     with pytest.raises(ImportError, match=r"needs something of the run.*'my_maze'.*PYTHONPATH"):
         GPG.from_checkpoint(path)
+    # RLlib takes another config instead.
+    GPG.from_checkpoint(path, config=small_config(Identity)).stop()
 
 
 def test_a_checkpoint_is_put_together_once(tmp_path: Path, running: GPG) -> None:

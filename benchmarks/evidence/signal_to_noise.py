@@ -36,9 +36,9 @@ def cells_of(env: str, seeds: tuple[int, ...] | None = None) -> list[Cell]:
 def run(cell: Cell) -> dict[str, Any]:
     """Trains; gives what was found at some points on the way, the first one before any update."""
     from benchmarks.evidence.rllib_runs import config_of
-    from benchmarks.training import Curve, EndedEpisodes, after, settings_of, train
+    from benchmarks.training import Curve, after, settings_of, train
 
-    config = config_of(cell).callbacks(EndedEpisodes)
+    config = config_of(cell)
     config.debugging(seed=cell.seed, log_level="ERROR", log_sys_usage=False)
     algo = config.build_algo()
     curve: Curve = {}

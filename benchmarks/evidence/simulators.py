@@ -35,9 +35,9 @@ def run(cell: Cell) -> dict[str, Any]:
     """Trains in EnvPool; gives the returns in both simulators, before and after."""
     from benchmarks.evidence.paper_runs import config_of
     from benchmarks.evidence.rllib_runs import returns_of
-    from benchmarks.training import EndedEpisodes, after_iterations, settings_of, train
+    from benchmarks.training import after_iterations, settings_of, train
 
-    config = config_of(cell).callbacks(EndedEpisodes)
+    config = config_of(cell)
     config.debugging(seed=cell.seed, log_level="ERROR", log_sys_usage=False)
     algo = config.build_algo()
 

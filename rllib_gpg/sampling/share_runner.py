@@ -101,8 +101,7 @@ class ShareSamplingEnvRunner(EnvRunner):
             self._done_episodes_for_metrics.clear()
             if not isinstance(error, Exception):
                 raise
-            # Reported by the caller; see `ShareFailure`.
-            # Perhaps a callback's or a connector's, and not the env's own.
+            # Reported by the caller; see `ShareFailure`. It may be a callback's, or a connector's.
             where = traceback.extract_tb(error.__traceback__)[-1]
             at = f"{Path(where.filename).name}:{where.lineno}, in `{where.name}`"
             words = f"{error!r} at {at}, with env {self.config.env!r}"

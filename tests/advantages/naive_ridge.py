@@ -5,8 +5,6 @@ from collections import defaultdict
 
 import numpy as np
 
-from rllib_gpg.advantages.binning import counts_time
-
 STRENGTHS = [math.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03]
 
 
@@ -17,9 +15,7 @@ def naive_ridge(groups, *, gamma, lambda_, binning, num_features, decay, seed=0)
     gram, product, steps, errors = 0.0, 0.0, 0.0, np.zeros(len(STRENGTHS))
     results = []
     for observations, rewards in groups:
-        # Bins that count time know it.
-        clock = 0 if counts_time(binning) else 1
-        x = [[[*obs, clock * t] for t, obs in enumerate(o)] for o in observations]
+        x = [[[*obs, t] for t, obs in enumerate(o)] for o in observations]
         now = [numbers for trajectory in x for numbers in trajectory]
         first = [(1.0, numbers) for numbers in without_outliers_of_first(now)]
         phi_of = features_of(seen or first, num_features, seed)

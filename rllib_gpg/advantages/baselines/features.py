@@ -1,8 +1,7 @@
 """What a regression sees of a step: numbers of comparable size, and fixed functions of them.
 
 Axes: S = steps of the group, trajectory after trajectory; T = steps of one trajectory; D = numbers
-of one step: its flattened observation and the timestep, or 0 where the bins count time; F =
-features.
+of one step: its flattened observation and the timestep; F = features.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,9 +34,6 @@ _DECAY = 0.9
 def step_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatArray:
     """Returns [S, D]: of every step the numbers of its observation, and its timestep.
 
-    Bins that count time know it, and what a regression inside them makes of it is wrong wherever
-    another bin's level has to do: for the observation after the last step. There it is 0.
-
     Args:
         group: The group.
         features: Takes the observations of a trajectory and its timesteps, and gives the numbers
@@ -49,7 +45,7 @@ def step_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatA
     """
     timesteps = np.split(group.timesteps, np.cumsum(group.lengths)[:-1])
     steps = zip(group.names, group.observations, timesteps, strict=True)
-    return _numbers(list(steps), features, knows_time=group.counts_time)
+    return _numbers(list(steps), features)
 
 
 def final_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatArray:
@@ -57,14 +53,11 @@ def final_numbers(group: BinnedGroup, features: FeatureFunction | None) -> Float
     ends = group.starts + group.lengths
     finals = zip(group.names, group.final_observations or (), ends, strict=True)
     steps = [(n, o, np.array([t])) for n, o, t in finals if o is not None]
-    return _numbers(steps, features, knows_time=group.counts_time)
+    return _numbers(steps, features)
 
 
 def _numbers(
-    trajectories: Sequence[tuple[str, Any, IntArray]],
-    features: FeatureFunction | None,
-    *,
-    knows_time: bool,
+    trajectories: Sequence[tuple[str, Any, IntArray]], features: FeatureFunction | None
 ) -> FloatArray:
     """Numbers of (name, observations, timesteps) of each trajectory."""
     rows = [
@@ -73,7 +66,7 @@ def _numbers(
                 _flat(observations, t_T)
                 if features is None
                 else _of_user(features, name, observations, t_T),
-                0 * t_T if knows_time else t_T,
+                t_T,
             ]
         )
         for name, observations, t_T in trajectories

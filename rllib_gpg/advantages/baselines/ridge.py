@@ -174,8 +174,9 @@ class RidgeBaseline(Baseline):
 
         It is w.phi of that observation, and the b of earlier groups in the bin of the last step. Of
         bins that count time, the last one has seen nothing of what would follow: there it is the
-        mean over all bins. 0 if no earlier group was there. It is within what returns have been so
-        far: it becomes part of returns, and an error must not feed itself.
+        mean, over the group's bins and by their entries, of what the state would be worth at their
+        timesteps. 0 if no earlier group was there. It is within what returns have been so far: it
+        becomes part of returns, and an error must not feed itself.
         """
         value_N = np.zeros(len(group.lengths))
         finals = group.final_observations or [None] * len(value_N)
@@ -188,17 +189,22 @@ class RidgeBaseline(Baseline):
             return value_N
         weight_F = earlier.equations.solved()[:, [earlier.chosen]]
         residuals = _residuals(earlier.bins, weight_F)
+        phi = Features(earlier.moments, self.num_features, self.seed)
         if group.counts_time:
-            count_N = np.full(len(value_N), residuals.counts.sum())
-            sum_N = np.full(len(value_N), residuals.sums.sum())
+            of_bins = residuals.rows_of(group.bin_keys)
+            count_N = np.full(len(value_N), of_bins.counts.sum())
+            sum_N = np.full(len(value_N), of_bins.sums.sum())
+            t_U, count_U = _entries_over_time(group, of_bins.counts)
+            predicted = [_at_times(x_D, t_U, phi, weight_F) @ count_U for x_D in x_ND]
+            predicted_N = np.array(predicted) / max(count_U.sum(), 1.0)
         else:
             last_N = group.bins[np.cumsum(group.lengths) - 1]
             of_last = residuals.rows_of(group.bin_keys[last_N])
             count_N, sum_N = of_last.counts, of_last.sums[:, 0]
+            predicted_N = (phi(x_ND) @ weight_F)[:, 0]
         known_N = count_N > 0.0
         b_N = sum_N / np.where(known_N, count_N, 1.0)
-        phi = Features(earlier.moments, self.num_features, self.seed)
-        value_N[cut_N] = np.clip((phi(x_ND) @ weight_F)[:, 0] + b_N[cut_N], *earlier.range)
+        value_N[cut_N] = np.clip(predicted_N + b_N[cut_N], *earlier.range)
         return np.where(known_N, value_N, 0.0)
 
     def _recall(self, memory: Any, num_numbers: int) -> _Memory:
@@ -262,3 +268,18 @@ def _residuals(bins: CarriedBins, weight_FC: FloatArray) -> CarriedBins:
     """The sums of R - w.phi in place of those of R and phi."""
     sum_BC = bins.sums[:, :1] - bins.sums[:, 1:] @ weight_FC
     return CarriedBins(bins.keys, bins.counts, sum_BC)
+
+
+def _entries_over_time(group: BinnedGroup, count_B: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The timesteps [U] of bins that count time, and how many entries the bins of each have."""
+    t_B = np.empty(len(count_B))
+    t_B[group.first_visit_bins] = group.timesteps[group.first_visits]
+    t_U, u_B = np.unique(t_B, return_inverse=True)
+    return t_U, np.bincount(u_B, count_B).astype(np.float64)
+
+
+def _at_times(x_D: FloatArray, t_U: FloatArray, phi: Features, weight_F: FloatArray) -> FloatArray:
+    """[U], w.phi of one state at several timesteps: what it is worth relative to their bins."""
+    x_UD = np.tile(x_D, (len(t_U), 1))
+    x_UD[:, -1] = t_U
+    return (phi(x_UD) @ weight_F)[:, 0]
