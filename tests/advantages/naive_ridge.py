@@ -59,9 +59,10 @@ def naive_ridge(groups, *, gamma, lambda_, binning, num_features, decay, seed=0)
                 gram = gram + np.outer(above_phi, above_phi)
                 product = product + above_phi * above_ret
                 steps += 1
-        gram, product, steps = decay * gram, decay * product, decay * steps
+        longer = math.sqrt(decay)
+        gram, product, steps = longer * gram, longer * product, longer * steps
         squares = [[(s[2] - v) ** 2 for s, v in zip(group, vs, strict=True)] for vs in values]
-        errors = decay * (errors + [math.fsum(of_rho) for of_rho in squares])
+        errors = longer * (errors + [math.fsum(of_rho) for of_rho in squares])
         for k, entries in new.items():
             old[k] += entries.values()
         decayed = {k: [(decay * c, r, f) for c, r, f in old[k] if decay > 0.0] for k in old}
@@ -110,7 +111,7 @@ def features_of(seen, num_features, seed):
     def phi_of(numbers):
         z = [(x - m) / s if s > 0 else 0.0 for x, m, s in zip(numbers, mean, std, strict=True)]
         z = np.clip(z, -5.0, 5.0)
-        return np.array([*z, *z**2, *np.tanh(w @ z + u)])
+        return np.array([*z, *z**2, *[h / (1 + abs(h)) for h in w @ z + u]])
 
     return phi_of
 

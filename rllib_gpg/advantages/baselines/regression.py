@@ -25,7 +25,7 @@ STRENGTHS = np.array([np.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03])
 # function of the bin, but for rounding errors.
 _MIN_VARIANCE = 1e-10
 # Steps whose features are in memory at a time.
-_BLOCK = 4096
+_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -131,28 +131,31 @@ def predict_and_sum(
     predicted_CS = np.empty((num_rhos, len(row_S)))
     first_BX, every_BX = np.zeros((2, len(kept_B), 1 + num_features))
     product_XX = np.zeros((1 + num_features, 1 + num_features))
-    # Sorted by bin, so that the steps of one are neighbours.
-    for steps in _blocks(np.argsort(group.bins, kind="stable")):
-        x, row = x_of(steps), row_S[steps]
-        predicted_CS[:, steps] = (x[:, 1:] @ weight_FC).T
-        _add_by_row(first_BX, x, row, is_first_S[steps])
-        summed = _add_by_row(every_BX, x, row, in_sums_S[steps])
-        product_XX += summed.T @ summed
+    for in_sums, marked_S in ((True, in_sums_S), (False, ~in_sums_S)):
+        for steps in _blocks_by_bin(group, marked_S):
+            x, row, is_first = x_of(steps), row_S[steps], is_first_S[steps]
+            predicted_CS[:, steps] = (x[:, 1:] @ weight_FC).T
+            no_revisits = is_first.all()
+            if in_sums:
+                product_XX += x.T @ x
+                rows, sums = _sums_by_row(x, row)
+                every_BX[rows] += sums
+            if not (in_sums and no_revisits):
+                rows, sums = _sums_by_row(x[is_first], row[is_first])
+            first_BX[rows] += sums
     count_B = np.bincount(row_S[in_sums_S], minlength=len(kept_B)).astype(np.float64)
     return predicted_CS, GroupSums(first_BX, every_BX, count_B, product_XX)
 
 
-def _add_by_row(
-    sum_BX: FloatArray, x: FloatArray, row: IntArray, marked: NDArray[np.bool_]
-) -> FloatArray:
-    """Adds what is marked to the rows it belongs to, ascending; gives what is marked."""
-    if not marked.all():
-        x, row = x[marked], row[marked]
+def _sums_by_row(x: FloatArray, row: IntArray) -> tuple[IntArray, FloatArray]:
+    """The rows that steps belong to, ascending, and the sum of x over the steps of each."""
     starts = np.flatnonzero(np.diff(row, prepend=-1))
-    sum_BX[row[starts]] += np.add.reduceat(x, starts, axis=0)
-    return x
+    return row[starts], np.add.reduceat(x, starts, axis=0) if len(starts) else x
 
 
-def _blocks(steps: IntArray) -> Iterator[IntArray]:
+def _blocks_by_bin(group: BinnedGroup, marked_S: NDArray[np.bool_]) -> Iterator[IntArray]:
+    """The steps that are marked, in blocks, sorted by bin: the steps of one are neighbours."""
+    steps = np.flatnonzero(marked_S)
+    steps = steps[np.argsort(group.bins[steps], kind="stable")]
     for start in range(0, len(steps), _BLOCK):
         yield steps[start : start + _BLOCK]

@@ -8,11 +8,13 @@ a network and without a gradient step:
     w = (G + rho diag G)^-1 c      from earlier groups only: no return explains itself
     b(k)                           mean of R - w.phi over bin k, without the step's own trajectory
     v(n,t) = w.phi(n,t) + b(k(n,t))
-    G <- d (G + phi~.phi~), c <- d (c + phi~.R~)      after the group, d the decay
+    G <- sqrt(d) (G + phi~.phi~), c <- sqrt(d) (c + phi~.R~)    after the group, d the decay
 
 A bin's means are over its first visits, as in Algorithm 2, those of earlier groups with weights d,
-d^2, ..; the regression is over all steps. `rho` is the one of a few candidates that would have
-predicted the groups so far best, each by the groups before it. With rho infinite, w is 0.
+d^2, ..; the regression is over all steps. It looks back twice as far: as a policy learns, the level
+of returns moves faster than what a state is worth relative to its bin. `rho` is the one of a few
+candidates that would have predicted the groups so far best, each by the groups before it. With rho
+infinite, w is 0.
 
 Axes: S = steps of the group, trajectory after trajectory; B = bins; D = numbers of one step; F =
 features; C = candidates for rho.
@@ -21,6 +23,7 @@ features; C = candidates for rho.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 from numbers import Integral
 from typing import Any, Self
 
@@ -62,7 +65,8 @@ class RidgeBaseline(Baseline):
         num_features: How many random features to add to the numbers of the observation, the
             timestep and their squares. More see more, and need more steps to be fitted.
         decay: The weight of each group relative to the next one, in [0, 1). Larger is smoother, and
-            slower to follow a policy that changes.
+            slower to follow a policy that changes. It is that of the bins' means; the regression,
+            which changes less, remembers with its square root.
         features: What to look at instead of the flattened observation: a function f(observations,
             timesteps) -> numbers [T, ...], called once per trajectory. Row t may depend on the
             steps up to t; to complete truncated returns, on step t alone. Needed where an
@@ -159,8 +163,8 @@ class RidgeBaseline(Baseline):
             kind=earlier.kind,
             moments=moments,
             bins=bins.and_then(current, self.decay) if group.keys_last else bins,
-            equations=earlier.equations.and_then(equations, self.decay),
-            errors=self.decay * (earlier.errors + error_C),
+            equations=earlier.equations.and_then(equations, sqrt(self.decay)),
+            errors=sqrt(self.decay) * (earlier.errors + error_C),
             range=(
                 min(earlier.range[0], float(returns.min())),
                 max(earlier.range[1], float(returns.max())),
