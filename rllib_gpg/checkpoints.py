@@ -12,7 +12,10 @@ from typing import IO, Any
 
 import pyarrow.fs
 from ray import cloudpickle
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.utils.checkpoints import Checkpointable
+
+from rllib_gpg.sampling.group import episodes_per_share
 
 _METADATA = ("rllib_checkpoint.json", Checkpointable.METADATA_FILE_NAME)
 _CONSTRUCTOR = Checkpointable.CLASS_AND_CTOR_ARGS_FILE_NAME
@@ -121,8 +124,34 @@ def check_checkpoint(
             except ValueError as error:
                 raise _not_whole(file, str(error)) from error
     if to_build and not with_config:
-        with filesystem.open_input_file((root / _CONSTRUCTOR).as_posix()) as stream:
-            _check_is_known_here(path, stream)
+        _constructor_arguments(path, filesystem, root)
+
+
+def config_in_one_process(path: Any) -> AlgorithmConfig:
+    """Returns the config of a checkpoint, without the cluster and the GPUs of its run.
+
+    So that `GPG.from_checkpoint(path, config=config_in_one_process(path))` has a policy to look at
+    on any machine. Its groups are those of the run, in the same shares; but `sample_ahead` is off.
+
+    Args:
+        path: The folder of the checkpoint, or a URI.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: As `check_checkpoint` does.
+    """
+    check_checkpoint(path, to_build=True)
+    filesystem, folder = pyarrow.fs.FileSystem.from_uri(str(path))
+    (state,) = _constructor_arguments(path, filesystem, pathlib.PurePath(folder))
+    config = AlgorithmConfig.from_state(state)
+    if config.num_env_runners > 0:
+        config.env_runners(episodes_per_share=episodes_per_share(config))
+    config.env_runners(num_env_runners=0, num_gpus_per_env_runner=0, duplicate_last_shares=False)
+    config.learners(num_learners=0, num_gpus_per_learner=0).training(sample_ahead=0)
+    return config.evaluation(
+        evaluation_interval=None,
+        evaluation_num_env_runners=0,
+        evaluation_parallel_to_training=False,
+    )
 
 
 def check_absolute(path: str) -> None:
@@ -151,19 +180,24 @@ def _read_through(file: pathlib.PurePath, stream: IO[bytes]) -> None:
             pass
 
 
-def _check_is_known_here(path: Any, stream: IO[bytes]) -> None:
-    """Refuses what RLlib passes over, to fail later without a config.
+def _constructor_arguments(
+    path: Any, filesystem: pyarrow.fs.FileSystem, root: pathlib.PurePath
+) -> tuple[Any, ...]:
+    """Returns the arguments that a checkpoint's algorithm was made with.
 
     Raises:
-        ImportError: Says what isn't known.
+        ImportError: If they name something that isn't known here. RLlib passes over it, to fail
+            later without a config.
     """
-    try:
-        cloudpickle.load(stream)
-    except (ImportError, AttributeError) as error:
-        raise ImportError(
-            f"The checkpoint at {path} needs something of the run that saved it: {error}. Call "
-            "this from a script of yours that can import it, or put its folder into PYTHONPATH."
-        ) from error
+    with filesystem.open_input_file((root / _CONSTRUCTOR).as_posix()) as stream:
+        try:
+            arguments: tuple[Any, ...] = cloudpickle.load(stream)["ctor_args_and_kwargs"][0]
+        except (ImportError, AttributeError) as error:
+            raise ImportError(
+                f"The checkpoint at {path} needs something of the run that saved it: {error}. Call "
+                "this from a script of yours that can import it, or put its folder into PYTHONPATH."
+            ) from error
+    return arguments
 
 
 def _not_whole(path: Any, why: str) -> ValueError:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ray.rllib.utils.typing import ModuleID
 
+from rllib_gpg.checkpoints import config_in_one_process
 from rllib_gpg.diagnosis import GroupReport, draw
 from rllib_gpg.diagnosis.figure import check_matplotlib
 from rllib_gpg.gpg import GPG
@@ -22,7 +23,8 @@ def inspect_checkpoint(
 ) -> Mapping[ModuleID, GroupReport]:
     """Samples one group with the policy of a checkpoint, and draws it. The checkpoint stays as is.
 
-    It is the group that the run would go on with, if its config names a seed.
+    It is the group that the run would go on with, if its config names a seed (and it doesn't sample
+    ahead). It is sampled in this process, on how many machines ever the run was.
 
     Args:
         checkpoint: The folder, or a URI. Trust it like code: RLlib unpickles it.
@@ -39,7 +41,8 @@ def inspect_checkpoint(
     """
     check_matplotlib()
     path = str(checkpoint)
-    algo = GPG.from_checkpoint(path if "://" in path else str(Path(path).absolute()))
+    path = path if "://" in path else str(Path(path).absolute())
+    algo = GPG.from_checkpoint(path, config=config_in_one_process(path))
     try:
         reports = algo.report_next_group()
     finally:

@@ -15,6 +15,7 @@ What to expect: the file, and the return of the episode.
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -24,6 +25,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_gpg import GPG
+from rllib_gpg.checkpoints import config_in_one_process
 
 
 def renderable(config: Any) -> gym.Env:
@@ -72,7 +74,9 @@ parser.add_argument("--seed", type=int, default=0, help="of the episode")
 def main() -> None:
     """Plays an episode and writes it to the file."""
     args = parser.parse_args()
-    algo = GPG.from_checkpoint(args.checkpoint)
+    path = str(Path(args.checkpoint).absolute())
+    # In this process alone, on how many machines ever the run was.
+    algo = GPG.from_checkpoint(path, config=config_in_one_process(path))
     env = renderable(algo.config)
     frames, episode_return = play(algo, env, args.seed)
     fps = env.metadata.get("render_fps", 30)

@@ -81,14 +81,7 @@ def cut_into_shares(
         The shares. Their numbers of episodes add up to `num_episodes`.
     """
     num_episodes = num_episodes or config.group_size
-    num_env_runners = config.num_env_runners if num_env_runners is None else num_env_runners
-    size = config.episodes_per_share
-    if size is None:
-        # Alone, an env runner has nobody to share the load with, and keeps its envs busy longest
-        # with the whole group at once.
-        size = math.ceil(num_episodes / max(1, num_env_runners))
-        if num_env_runners > 1:
-            size = min(size, config.num_envs_per_env_runner)
+    size = episodes_per_share(config, num_episodes, num_env_runners)
     of_rollouts = config.batch_mode == "truncate_episodes" and not config.in_evaluation
     if of_rollouts and len(standing) != num_episodes:
         if standing:
@@ -114,6 +107,26 @@ def cut_into_shares(
         )
         for index, first in enumerate(range(0, num_episodes, size))
     ]
+
+
+def episodes_per_share(
+    config: AlgorithmConfig, num_episodes: int | None = None, num_env_runners: int | None = None
+) -> int:
+    """Returns how many episodes a share has: what the config says, or what follows from it.
+
+    Args:
+        config: As for `shares_of`.
+        num_episodes: How many episodes there are, by default `group_size`.
+        num_env_runners: How many env runners there are, by default what the config says.
+    """
+    if config.episodes_per_share is not None:
+        return config.episodes_per_share
+    num_episodes = num_episodes or config.group_size
+    num_env_runners = config.num_env_runners if num_env_runners is None else num_env_runners
+    # Alone, an env runner has nobody to share the load with, and keeps its envs busy longest with
+    # the whole group at once.
+    size = math.ceil(num_episodes / max(1, num_env_runners))
+    return size if num_env_runners <= 1 else min(size, config.num_envs_per_env_runner)
 
 
 def gather(

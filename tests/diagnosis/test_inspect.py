@@ -11,6 +11,7 @@ from PIL import Image
 from ray.rllib.connectors.env_to_module import FlattenObservations
 
 from rllib_gpg import GPG, GPGConfig
+from rllib_gpg.checkpoints import config_in_one_process
 from rllib_gpg.inspect import inspect_checkpoint, main
 from tests.envs import DictIdentity, Identity, TwoRoles
 from tests.helpers import SMALL_NET, built, module_results, small_config
@@ -58,6 +59,33 @@ def test_it_draws_the_group_that_the_run_goes_on_with(
     shares = {row.name: row for row in report.explained}
     assert shares["ridge"].share == pytest.approx(learned["baseline_explained_variance"])
     assert shares["carried bins"].share is not None
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_on_a_cluster_is_looked_at_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(Identity, sample_ahead=1).env_runners(num_env_runners=2)
+    config.env_runners(num_envs_per_env_runner=3, duplicate_last_shares=True)
+    config.evaluation(
+        evaluation_interval=1, evaluation_num_env_runners=1, evaluation_parallel_to_training=True
+    )
+    checkpoint = saved(config.learners(num_learners=1), tmp_path)
+    looked_at: list[GPG] = []
+    setup = GPG.setup
+    monkeypatch.setattr(GPG, "setup", lambda algo, c: [looked_at.append(algo), setup(algo, c)])
+    report = inspect_checkpoint(checkpoint, tmp_path / "group.png")["default_policy"]
+    assert looked_at[0].env_runner_group.num_remote_env_runners() == 0
+    assert looked_at[0].eval_env_runner_group is None
+    assert looked_at[0].learner_group.is_local
+    # In the same shares, and so with the same seeds: the next group of the run without sampling
+    # ahead.
+    config = config_in_one_process(checkpoint)
+    assert config.episodes_per_share == 3
+    config.env_runners(num_env_runners=1)
+    algo = GPG.from_checkpoint(checkpoint, config=config)
+    assert report.return_mean == module_results(algo.train())["group_return_mean"]
+    algo.stop()
 
 
 @pytest.mark.usefixtures("ray_session")
