@@ -15,6 +15,7 @@ from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 from rllib_gpg import GPG
 from rllib_gpg.progress import ProgressCallback, progress
 from rllib_gpg.progress.criteria import Criteria
+from rllib_gpg.progress.lines import Lines
 from tests.envs import Identity, ShortOrLong, Slow
 from tests.helpers import SMALL_NET, built, module_results, small_config
 
@@ -50,6 +51,24 @@ def test_each_iteration_has_a_line_that_says_what_is_in_its_result(
         assert sum(int(share) for share in line.groups()[6:9]) <= 101
     # Nobody can tell from one iteration how fast it goes.
     assert [" left" in line[0] for line in lines] == [False, True, True]
+
+
+def test_small_returns_have_more_decimals() -> None:
+    def line(mean: float, p10: float, p90: float) -> str:
+        returns = {"group_return_mean": mean, "group_return_p10": p10, "group_return_p90": p90}
+        sampled = {"num_env_steps_sampled": 1, "num_env_steps_sampled_lifetime": 1}
+        return Lines({}).of(
+            {
+                "training_iteration": 1,
+                "time_this_iter_s": 1.0,
+                "time_total_s": 1.0,
+                "env_runners": sampled,
+                "learners": {"default_policy": returns},
+            }
+        )
+
+    assert "return    0.047 (0.000 to 0.250) |" in line(0.046875, 0.0, 0.25)
+    assert "return     -9.5 (-12.0 to -0.1) |" in line(-9.5, -12.0, -0.125)
 
 
 def test_a_metric_of_the_policy_is_enough_to_stop_and_ends_the_loop_after_its_result() -> None:

@@ -46,17 +46,20 @@ class Lines:
 
 def _returns(result: Mapping[str, Any]) -> str:
     """Returns the mean return of each module's group, and between which returns 80 % of it are."""
-    found = {
-        module_id: f"{group['group_return_mean']:8.1f} "
-        f"({group['group_return_p10']:.1f} to {group['group_return_p90']:.1f})"
-        for module_id, group in groups_of(result)
-    }
+    found = {module_id: _mean_and_spread(group) for module_id, group in groups_of(result)}
     if not found:
         # Missing as long as no episode has ended.
         return f"{result['env_runners'].get('episode_return_mean', float('nan')):8.1f}"
     if len(found) == 1:
         return next(iter(found.values()))
     return ", ".join(f"{module_id} {returns.lstrip()}" for module_id, returns in found.items())
+
+
+def _mean_and_spread(group: Mapping[str, Any]) -> str:
+    mean, low, high = (float(group[f"group_return_{name}"]) for name in ("mean", "p10", "p90"))
+    # Of returns between 0 and 1 a single decimal says nothing.
+    decimals = 1 if max(abs(mean), abs(low), abs(high)) >= 10.0 else 3
+    return f"{mean:8.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})"
 
 
 def groups_of(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
