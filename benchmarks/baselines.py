@@ -13,9 +13,9 @@ episodes that ended in the last 10 % of the env steps, over seeds::
     python -m benchmarks.baselines report       # the tables and pictures of docs/baselines.md
 
 `ppo` is, per task, the best of eight candidates on the seeds of `--tuning`, which are others than
-those of the table: two, or one where actions are continuous. Of GPG no setting is chosen per task.
-Its settings, and which λ to recommend, were chosen on seeds below 40: `results/earlier` has those
-runs. Needs the extras `examples` and `envpool`.
+those of the table: two; where actions are continuous, of four on one. Of GPG no setting is chosen
+per task. Its settings, and which λ to recommend, were chosen on seeds below 40: `results/earlier`
+has those runs. Needs the extras `examples` and `envpool`.
 """
 
 from __future__ import annotations
@@ -216,12 +216,18 @@ def resolved(name: str, env: str) -> list[str]:
     Raises:
         SystemExit: If PPO's settings haven't been chosen yet.
     """
+    # With continuous actions λ is 0.95, as in all published settings for these tasks.
+    candidates = [
+        contender
+        for contender, training in PPO_CONTENDERS.items()
+        if training["lambda_"] == 0.95 or not TASKS[env].is_continuous
+    ]
     if name == PPO_CANDIDATES:
-        return list(PPO_CONTENDERS)
+        return candidates
     if name != PPO:
         return [name]
     mean_returns = {}
-    for contender in PPO_CONTENDERS:
+    for contender in candidates:
         tuning = tuning_cells(env, contender)
         if not all(cell.is_done for cell in tuning):
             raise SystemExit(f"{env}: run `--tuning --contenders {PPO_CANDIDATES}` first.")
