@@ -3,7 +3,6 @@
 import pickle
 import tracemalloc
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,40 +19,16 @@ from rllib_gpg.advantages.binning import (
     UniversalBinning,
 )
 from rllib_gpg.advantages.estimator import estimate_advantages, estimate_group
-from rllib_gpg.advantages.grouping import into_bins
 from rllib_gpg.advantages.returns import returns_to_go
 from tests.advantages.naive_ridge import naive_ridge
-
-SMALL = RidgeBaseline(num_features=5)
-
-
-def random_group(rng, lengths, num_states=3, scale=1.0):
-    """Returns depend on the states: r = s0 + noise."""
-    observations = [rng.integers(-num_states, num_states + 1, (n, 2)) * 0.5 for n in lengths]
-    rewards = [scale * (o[:, 0] + 0.3 * rng.normal(size=len(o))) for o in observations]
-    return observations, rewards
-
-
-def random_groups(seed, num_groups, lengths=(12, 9, 12, 7), **options):
-    rng = np.random.default_rng(seed)
-    return [random_group(rng, lengths, **options) for _ in range(num_groups)]
-
-
-def estimates(groups, **options):
-    """The estimates of groups in sequence, each with the memory that the one before left."""
-    options = {"gamma": 0.9, "binning": "time", "baseline": SMALL, **options}
-    memory, found = None, []
-    for observations, rewards in groups:
-        found.append(estimate_group(observations, rewards, memory=memory, **options))
-        memory = found[-1].memory
-    return found
-
-
-def flat(estimate):
-    return np.concatenate(estimate.advantages)
-
-
-# -- it is what the formulas say -------------------------------------------------------------------
+from tests.advantages.ridge_groups import (
+    SMALL,
+    estimates,
+    flat,
+    random_group,
+    random_groups,
+    values,
+)
 
 
 @st.composite
@@ -136,9 +111,6 @@ def test_noise_that_no_state_explains_is_left_to_the_bins():
     assert max(shares) <= 0.25
 
 
-# -- invariants ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("binning", ["time", "universal", "state"])
 def test_the_first_group_is_leave_one_out_to_the_last_bit(binning):
     ((observations, rewards),) = random_groups(2, 1, lengths=(12, 1, 9, 15))
@@ -149,16 +121,6 @@ def test_the_first_group_is_leave_one_out_to_the_last_bit(binning):
         assert_array_equal(a, b)
     if binning == "time":
         assert (found[3][12:] == 0.0).all()  # singletons
-
-
-def values(observations, rewards, memory, binning="time", gamma=0.9):
-    """v(n,t), and which steps could be compared with nothing."""
-    lengths = np.array([len(reward) for reward in rewards])
-    binning = {"time": TimeBinning(), "state": StateBinning()}[binning]
-    group = into_bins(binning, observations, lengths, 0 * lengths, ["name"] * len(lengths))
-    returns = returns_to_go(np.concatenate(rewards), lengths, gamma)
-    found = SMALL.values(group, returns, memory)
-    return [np.split(x, np.cumsum(lengths)[:-1]) for x in (found.values, found.alone)]
 
 
 @pytest.mark.parametrize("binning", ["time", "state"])
@@ -231,38 +193,6 @@ def test_permuting_trajectories_permutes_advantages():
             assert_allclose(other.advantages[place], one.advantages[n], rtol=0, atol=1e-9)
 
 
-def test_affine_changes_of_observations_change_nothing():
-    groups = random_groups(12, 5)
-    scale, shift = np.array([1000.0, 1e-3]), np.array([-5e4, 7.0])
-    changed = [([scale * o + shift for o in os], rs) for os, rs in groups]
-    for one, other in zip(
-        estimates(groups, lambda_=0.9), estimates(changed, lambda_=0.9), strict=True
-    ):
-        assert_allclose(flat(other), flat(one), rtol=0, atol=1e-7)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda o: np.full_like(o, 0.1),
-        lambda o: o * [0.0, 1.0],
-        lambda o: o * 1e200,
-        lambda o: o + 1e300 * (np.arange(len(o)) == 3)[:, None],
-        lambda o: o.astype(np.float32) * np.float32(1e38),
-        lambda o: np.repeat(np.arange(len(o))[:, None], 2, axis=1),  # known from the timestep
-    ],
-    ids=["constant", "half-constant", "huge", "explodes", "float32", "time"],
-)
-def test_odd_observations_stay_finite(spoil):
-    groups = random_groups(13, 6)
-    spoilt = groups[:2] + [([spoil(o) for o in os], rs) for os, rs in groups[2:4]] + groups[4:]
-    for sequence in (spoilt, [([spoil(o) for o in os], rs) for os, rs in groups]):
-        with np.errstate(all="raise", under="ignore"):
-            for estimate in estimates(sequence, lambda_=0.9, baseline="ridge"):
-                assert np.isfinite(flat(estimate)).all()
-                assert np.abs(flat(estimate)).max() < 100.0
-
-
 def test_observations_known_from_the_bin_add_nothing_to_bins():
     groups = [([np.arange(len(o))[:, None] for o in os], rs) for os, rs in random_groups(14, 5)]
     for estimate in estimates(groups):
@@ -320,72 +250,6 @@ def test_a_first_visit_alone_in_its_bin_has_no_advantage(lambda_):
             assert (advantages[1:] != 0.0).any()
 
 
-@pytest.mark.parametrize("num_numbers", [1, 3])
-def test_the_state_after_the_last_step_has_its_value(num_numbers):
-    """s' = 0.9 s + noise, r = s: V = s / (1 - 0.9 gamma). Each episode is cut after 100 steps."""
-    rng, gamma, memory, errors = np.random.default_rng(0), 0.95, None, []
-    scale = 1.0 / (1.0 - 0.9 * gamma)
-    for _ in range(40):
-        state = rng.normal(size=(101, 8, num_numbers))
-        state[0] /= np.sqrt(1.0 - 0.81)
-        for t in range(100):
-            state[t + 1] += 0.9 * state[t]
-        observations, finals = list(state[:-1].swapaxes(0, 1)), list(state[-1][:, None])
-        lengths = np.full(8, 100)
-        group = into_bins(TimeBinning(), observations, lengths, 0 * lengths, [""] * 8, finals)
-        if memory is not None:
-            found = RidgeBaseline().final_values(group, memory["baseline"])
-            errors.append(found - scale * state[-1, :, 0])
-        memory = estimate_group(
-            observations,
-            [o[:, 0] for o in observations],
-            gamma=gamma,
-            binning="time",
-            baseline="ridge",
-            lambda_=0.95,
-            final_observations=finals,
-            memory=memory,
-        ).memory
-    late = np.array(errors[20:])
-    spread = scale / np.sqrt(1.0 - 0.81)  # of the true values
-    assert abs(late.mean()) < 0.1 * spread
-    assert np.sqrt(np.square(late).mean()) < 0.5 * spread
-
-
-def test_a_value_that_completes_returns_is_within_what_returns_have_been():
-    """Else an error becomes part of the returns that the next one is learned from."""
-    ridge = RidgeBaseline(num_features=0)
-    *before, (observations, _) = random_groups(23, 6, lengths=[12] * 4)
-    memory = estimates(before, gamma=0.0, baseline=ridge)[-1].memory
-    rewards = np.concatenate([r for _, rs in before for r in rs])  # what returns are with gamma 0
-    low, high = rewards.min(), rewards.max()
-    finals = [np.full((1, 2), wild) for wild in (-1e6, 1e6, -3.0, 0.5)]
-    lengths = np.full(4, 12)
-    group = into_bins(TimeBinning(), observations, lengths, 0 * lengths, [""] * 4, finals)
-    found = ridge.final_values(group, memory["baseline"])
-    assert low <= found.min() < found.max() <= high
-    assert [low, high] == found[:2].tolist()
-
-
-def test_one_wild_observation_in_the_first_group_blinds_nobody():
-    groups = random_groups(20, 12, lengths=[30] * 8)
-    plain = estimates(groups, gamma=0.0)
-    groups[0][0][2] = groups[0][0][2] + 1e8 * (np.arange(30) == 3)[:, None]
-    spoilt = estimates(groups, gamma=0.0)
-    for one, other in zip(plain[4:], spoilt[4:], strict=True):
-        assert one.baseline_explained_variance > 0.3
-        assert abs(other.baseline_explained_variance - one.baseline_explained_variance) < 0.05
-
-
-def test_it_follows_observations_that_move_away():
-    """A policy that learns to run sees other velocities than one that falls."""
-    far = [([o + 30.0 for o in os], rs) for os, rs in random_groups(22, 60, lengths=[30] * 8)]
-    found = estimates(random_groups(21, 60, lengths=[30] * 8) + far, gamma=0.0)
-    before = np.mean([e.baseline_explained_variance for e in found[50:60]])
-    after = np.mean([e.baseline_explained_variance for e in found[-10:]])
-    assert after > before - 0.05
-
-
 def test_memory_is_left_as_it_is_and_survives_pickling():
     *before, (observations, rewards) = random_groups(15, 4)
     memory = estimates(before)[-1].memory
@@ -429,86 +293,6 @@ def test_memory_is_in_proportion_to_the_group_and_bins_are_limited(monkeypatch):
     assert peak < 0.6 * 80_000 * 82 * 8
 
 
-# -- what it takes ---------------------------------------------------------------------------------
-
-
-def test_nested_observations_are_flattened():
-    groups = random_groups(17, 3)
-    nested = [([{"a": o[:, 0], "b": (o[:, 1:],)} for o in os], rs) for os, rs in groups]
-    for one, other in zip(estimates(groups), estimates(nested), strict=True):
-        assert_array_equal(flat(one), flat(other))
-
-
-def test_integers_and_small_images_are_numbers():
-    rng = np.random.default_rng(0)
-    images = [(rng.integers(0, 255, (9, 5, 5, 3), dtype=np.uint8)) for _ in range(4)]
-    for _ in range(3):
-        estimates([(images, [rng.normal(size=9) for _ in images])] * 3)
-
-
-@pytest.mark.parametrize(
-    "observations",
-    [np.zeros((4, 64, 64, 3), np.uint8), np.array(["a", "b", "c", "d"]), np.zeros(4, object)],
-    ids=["images", "words", "objects"],
-)
-def test_images_and_words_are_refused_with_the_way_out(observations):
-    with pytest.raises(ValueError, match=r"at most 1024 numbers per step.*features=f"):
-        estimates([([observations], [np.ones(4)])])
-
-    def features(observations, timesteps):
-        return np.column_stack([timesteps % 2, np.ones(len(timesteps))])
-
-    ridge = RidgeBaseline(features=features)
-    assert len(estimates([([observations], [np.ones(4)])] * 2, baseline=ridge)) == 2
-
-
-def test_features_stand_in_place_of_the_observations():
-    groups = random_groups(18, 4)
-
-    def first_only(observations, timesteps):
-        assert timesteps[0] == 0
-        return observations[:, :1]
-
-    cut = [([o[:, :1] for o in os], rs) for os, rs in groups]
-    for one, other in zip(
-        estimates(groups, baseline=RidgeBaseline(features=first_only)),
-        estimates(cut, baseline=RidgeBaseline()),
-        strict=True,
-    ):
-        assert_array_equal(flat(one), flat(other))
-
-
-def test_without_a_decay_it_has_no_weights_and_a_lambda_is_refused():
-    assert len(estimates(random_groups(0, 2), baseline=RidgeBaseline(decay=0.0))) == 2
-    with pytest.raises(ValueError, match=r"don't see the state.*with a decay above 0"):
-        estimates(random_groups(0, 1), baseline=RidgeBaseline(decay=0.0), lambda_=0.95)
-
-
-@pytest.mark.parametrize("empty", [{}, np.zeros((12, 0))], ids=["dict", "array"])
-def test_observations_without_a_number_are_refused_or_taken(empty):
-    """An empty box has as many rows as there are steps; an empty dict has none."""
-    groups = [([empty] * 2, [np.ones(12)] * 2)] * 2
-    if isinstance(empty, dict):
-        with pytest.raises(ValueError, match="no numbers to look at"):
-            estimates(groups)
-    else:
-        assert len(estimates(groups)) == 2
-
-
-def test_features_of_several_widths_are_refused():
-    def features(observations, timesteps):
-        return observations[:, : 1 + len(timesteps) % 2]
-
-    with pytest.raises(ValueError, match=r"as many numbers in all trajectories, got \[1, 2\]"):
-        estimates(random_groups(0, 1), baseline=RidgeBaseline(features=features))
-
-
-def test_features_that_are_not_one_row_per_step_are_refused():
-    ridge = RidgeBaseline(features=lambda observations, timesteps: observations[1:])
-    with pytest.raises(ValueError, match=r"one row per step: 12 rows, got .* shape \(11, 2\)"):
-        estimates(random_groups(0, 1), baseline=ridge)
-
-
 @pytest.mark.parametrize(
     "other", [RidgeBaseline(num_features=6), RidgeBaseline(num_features=5, seed=1), "wider", "bins"]
 )
@@ -530,89 +314,6 @@ def test_what_is_remembered_of_other_features_or_baselines_counts_for_nothing(ot
     assert not np.allclose(flat(same_kind), flat(fresh))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"num_features": -1},
-        {"num_features": True},
-        {"decay": 1.0},
-        {"decay": -0.1},
-        {"decay": float("nan")},
-    ],
-)
-def test_settings_that_cannot_be_meant_are_refused(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        RidgeBaseline(**settings)
-
-
-# -- truncated trajectories ------------------------------------------------------------------------
-
-
-def test_only_truncated_trajectories_are_completed_and_by_earlier_groups_alone():
-    *before, (observations, rewards) = random_groups(19, 5, lengths=[10] * 4)
-    memory = estimates(before)[-1].memory
-    finals = [None, np.ones((1, 2)), None, None]
-    group = into_bins(
-        TimeBinning(), observations, np.full(4, 10), np.zeros(4, int), ["n"] * 4, finals
-    )
-    found = SMALL.final_values(group, memory["baseline"])
-    assert (found != 0.0).tolist() == [False, True, False, False]
-    # The same as rewards that say what would have followed.
-    completed = [r + 0.9 * f * (np.arange(10) == 9) for r, f in zip(rewards, found, strict=True)]
-    options = {"gamma": 0.9, "binning": "time", "baseline": SMALL, "memory": memory}
-    one = estimate_group(observations, rewards, final_observations=finals, **options)
-    other = estimate_group(observations, completed, **options)
-    assert_array_equal(flat(one), flat(other))
-    # Nothing is known before the first group, nor by the weights of other features.
-    assert_array_equal(SMALL.final_values(group, None), np.zeros(4))
-    assert_array_equal(RidgeBaseline().final_values(group, memory["baseline"]), np.zeros(4))
-
-
-@pytest.mark.parametrize("binning", [TimeBinning(), UniversalBinning(), SpatialTimeBinning(1.0)])
-def test_a_reward_that_never_ends_is_worth_one_over_one_minus_gamma(binning):
-    """Reward 1 for ever, cut after 50 steps: completed returns approach the infinite sum soon."""
-    observations, rewards = [np.zeros((50, 1))] * 4, [np.ones(50)] * 4
-    final = [np.zeros((1, 1))] * 4
-    memory = None
-    for _ in range(40):
-        memory = estimate_group(
-            observations,
-            rewards,
-            gamma=0.98,
-            binning=binning,
-            baseline="ridge",
-            memory=memory,
-            final_observations=final,
-        ).memory
-    bins = memory["baseline"]["bins"]
-    assert_allclose(bins["sums"][:, 0] / bins["counts"], 50.0, rtol=0.05)
-
-
-def test_what_is_at_the_place_of_the_cut_counts_where_bins_know_no_time():
-    """Two places, one worth more than the other; trajectories are cut in either."""
-    observations = [np.full((20, 1), place) for place in (0.0, 1.0, 0.0, 1.0)]
-    rewards = [np.full(20, 1.0 + o[0, 0]) for o in observations]
-    final = [o[:1] for o in observations]
-    options = {"gamma": 0.9, "binning": "state", "baseline": "ridge"}
-    memory = None
-    for _ in range(40):
-        memory = estimate_group(
-            observations, rewards, memory=memory, final_observations=final, **options
-        ).memory
-    bins = memory["baseline"]["bins"]
-    assert_allclose(bins["sums"][:, 0] / bins["counts"], [10.0, 20.0], rtol=1e-3)
-
-
-@pytest.mark.parametrize("size", [1e3, 1e5, 1e7])
-def test_one_wild_observation_is_not_all_that_is_seen(size):
-    groups = random_groups(0, 20, lengths=[20] * 8)
-    groups[3][0][0][5] *= size
-    groups[3][0][0][5] += size
-    found = estimates(groups, baseline="ridge", gamma=0.0)
-    assert found[3].baseline_explained_variance < 0.9  # the wild one is not explained itself
-    assert found[8].baseline_explained_variance > 0.8
-
-
 def test_a_large_level_of_returns_rounds_nothing_away():
     """1e9 more at the end of each trajectory, undiscounted: the same advantages."""
     plain = random_groups(23, 4, lengths=[10] * 4)
@@ -620,67 +321,3 @@ def test_a_large_level_of_returns_rounds_nothing_away():
     found = [estimates(groups, gamma=1.0, lambda_=0.9)[-1] for groups in (plain, raised)]
     assert found[0].metrics == found[1].metrics
     assert_allclose(flat(found[0]), flat(found[1]), atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("final", "match"),
-    [
-        ([None], "one entry per trajectory.*got 1 for 2"),
-        ([None, np.zeros(3)], r"trajectory 1: .*shape \[1, ...\], got \(3,\)"),
-        ([None, np.array([[0.0, np.inf]])], "trajectory 1: the final observation is not finite"),
-    ],
-)
-def test_final_observations_that_cannot_be_meant_are_refused(final, match):
-    ((observations, rewards),) = random_groups(0, 1, lengths=(3, 4))
-    with pytest.raises(ValueError, match=match):
-        estimate_advantages(
-            observations,
-            rewards,
-            gamma=0.9,
-            binning="time",
-            baseline="ridge",
-            final_observations=final,
-        )
-
-
-# -- what a user's own parts give ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (lambda o, t: np.where(t == 3, np.nan, o[:, 0]), r"finite.*at step 3"),
-        (lambda o, t: np.where(t == 2, -np.inf, o[:, 0]), r"finite.*at step 2"),
-        (lambda o, t: o[:2], r"12 rows"),
-        (lambda o, t: None, r"one row per step"),
-        (lambda o, t: 1.0, r"one row per step"),
-        (lambda o, t: o.missing, r"missing"),
-    ],
-)
-def test_bad_features_are_refused_with_the_trajectory(bad, message):
-    ((observations, rewards),) = random_groups(0, 1)
-    calls = []
-
-    def features(observed, timesteps):
-        calls.append(len(timesteps))
-        return bad(observed, timesteps) if len(calls) == 3 else observed
-
-    with pytest.raises((ValueError, AttributeError), match=message) as error:
-        estimates([(observations, rewards)], baseline=RidgeBaseline(features=features))
-    assert "features of trajectory 2" in error.value.__notes__[0]
-
-
-def test_values_that_are_not_finite_are_refused_with_the_trajectory():
-    class Bad(Baseline):
-        values_of: ClassVar[Any] = None
-
-        def values(self, group, returns, memory):
-            return Valuation(type(self).values_of(returns))
-
-    (group,) = random_groups(0, 1)
-    Bad.values_of = lambda returns: np.where(np.arange(len(returns)) == 14, np.nan, returns)
-    with pytest.raises(ValueError, match=r"trajectory 1: a value is not finite: nan"):
-        estimates([group], baseline=Bad())
-    Bad.values_of = lambda returns: returns[:-1]
-    with pytest.raises(ValueError, match=r"shape \(40,\), got \(39,\)"):
-        estimates([group], baseline=Bad())
