@@ -188,8 +188,11 @@ def test_trials_of_tune_have_the_same_lines_with_their_names(
         verbose=0,
     )
     results = tune.Tuner(GPG, param_space=config, run_config=run_config).fit()
-    lines = [line for line in capsys.readouterr().out.splitlines() if "iteration" in line]
-    assert len(lines) == 4
+    printed = capsys.readouterr().out.splitlines()
+    chosen = {line.split(" | ")[0]: line.split(" | ")[1] for line in printed if "=" in line}
+    assert sorted(chosen.values()) == ["group_size=4", "group_size=6"]
+    lines = [line for line in printed if "iteration" in line]
+    assert len(lines) == 4 and {line.split(" | ")[0] for line in lines} == {*chosen}
     assert len({line.split(" | ")[0] for line in lines}) == len(results) == 2
     assert all(LINE.fullmatch(line.split(" | ", 1)[1]) for line in lines)
 
