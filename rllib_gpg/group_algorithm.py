@@ -47,7 +47,12 @@ from rllib_gpg.sampling.standing import Standing
 from rllib_gpg.sampling.starts import NUM_EXTRA_STARTS
 from rllib_gpg.seeding import RunSeed
 from rllib_gpg.threads import threads_of_main_process
-from rllib_gpg.validation import check_overrides, check_spaces, why_none_starts
+from rllib_gpg.validation import (
+    check_overrides,
+    check_spaces,
+    warn_of_unknown_modules,
+    why_none_starts,
+)
 
 logger = logging.getLogger("ray.rllib")
 # Of its own, so that what it says can be turned off alone.
@@ -100,6 +105,7 @@ class GroupAlgorithm(Algorithm):
                 raise
             raise why_none_starts(self.config) from None
         check_spaces(self.config, self.spaces, recurrent_modules(self.learner_group))
+        warn_of_unknown_modules(self.config, self.spaces)
         if self.eval_env_runner_group is None:
             warn_if_out_of_reach(self.config, self.evaluation_config)
 

@@ -24,11 +24,12 @@ from rllib_gpg.learning import GPGCatalog
 from rllib_gpg.sampling import SamplingError
 from rllib_gpg.sampling.group import cut_into_shares
 from rllib_gpg.sampling.rollout import loop
-from tests.envs import Broken, DictIdentity, Endless, Identity, Long, NativeVector
+from tests.envs import Broken, DictIdentity, Endless, Identity, Long, NativeVector, TwoRoles
 from tests.helpers import (
     GROUP_METRICS,
     PlusTheStep,
     built,
+    logged_warnings,
     module_results,
     same,
     sample_group,
@@ -127,6 +128,19 @@ def test_state_bins_over_one_hot_states_do_not_warn(num_env_runners: int) -> Non
 def test_a_group_of_one_with_time_bins_warns() -> None:
     texts = build_warnings(small_config("CartPole-v1", group_size=1))
     assert [text for text in texts if "group_size=1 with time bins" in text]
+
+
+def test_settings_of_a_module_that_there_is_not_are_talked_about() -> None:
+    config = small_config(TwoRoles).multi_agent(
+        policies={"pointer", "reader"}, policy_mapping_fn=lambda agent, episode, **_: agent
+    )
+    config.env_runners(env_to_module_connector=lambda *_: FlattenObservations(multi_agent=True))
+    overrides = {"reader": {"gamma": 0.5}, "pointr": {"baseline": "ridge"}}
+    config.rl_module(algorithm_config_overrides_per_module=overrides)
+    with logged_warnings() as logged, built(config):
+        pass
+    [said] = [text for text in logged if "overrides" in text]
+    assert "the module 'pointr' (did you mean 'pointer'?), and there are pointer, reader" in said
 
 
 @pytest.mark.parametrize("training", [{"group_size": 2}, {"group_size": 1, "binning": "universal"}])

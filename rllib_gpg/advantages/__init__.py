@@ -20,7 +20,7 @@ from rllib_gpg.advantages.binning import (
     UniversalBinning,
 )
 from rllib_gpg.advantages.connector import GroupAdvantageEstimation
-from rllib_gpg.advantages.estimator import estimate_advantages, estimate_group
+from rllib_gpg.advantages.estimator import GroupEstimate, estimate_advantages, estimate_group
 from rllib_gpg.advantages.grouping import BinnedGroup
 from rllib_gpg.advantages.levels import Level
 
@@ -29,6 +29,7 @@ __all__ = [
     "BinBaseline",
     "BinnedGroup",
     "GroupAdvantageEstimation",
+    "GroupEstimate",
     "Level",
     "NoBaseline",
     "OptimalBaseline",

@@ -26,6 +26,7 @@ from rllib_gpg.advantages.inputs import (
     check_finals,
     check_finite,
     check_labels,
+    check_memory,
     check_starts,
     check_values,
     default_names,
@@ -226,8 +227,8 @@ def estimate_group(
             observation is not finite, gamma or lambda_ is outside [0, 1], keys have the wrong
             shape, a setting needs a baseline that sees the state or bins that last, or a baseline
             gives values that aren't finite or not one per step, or a memory that it says it hasn't.
-        TypeError: If keys are not integers, the binning cannot take the observations, or a baseline
-            gives something else than a `Valuation`.
+        TypeError: If keys are not integers, the binning cannot take the observations, memory is no
+            memory, or a baseline gives something else than a `Valuation`.
     """
     binning = resolve_binning(binning)
     baseline = resolve_baseline(baseline, leave_one_out=leave_one_out)
@@ -246,6 +247,7 @@ def estimate_group(
     start_N = check_starts(first_timesteps, names)
     # What was learned with other bins, or by another kind of baseline, means nothing here.
     of = (type(baseline).__name__, name_of(binning), *((credit,) if credit != RETURNS else ()))
+    check_memory(memory)
     earlier = memory if memory and tuple(memory["of"]) == of else _NOTHING
 
     # k[n,t] = f(s[n,t], t)

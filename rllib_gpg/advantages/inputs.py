@@ -133,6 +133,19 @@ def check_labels(starts: Sequence[Hashable] | None, names: Sequence[str]) -> Non
         )
 
 
+def check_memory(memory: Any) -> None:
+    """Refuses what isn't the `memory` of an estimate.
+
+    Raises:
+        TypeError: Says what it is instead.
+    """
+    if memory is not None and not (isinstance(memory, Mapping) and "of" in memory):
+        raise TypeError(
+            "memory must be None, or the attribute `memory` of the estimate of the group before, "
+            f"got {type(memory).__name__}."
+        )
+
+
 def check_values(
     values: FloatArray, lengths_N: NDArray[np.int64], names: Sequence[str], baseline: Any
 ) -> None:

@@ -1,8 +1,8 @@
 """How much of the variance of a group's returns each built-in baseline explains, side by side.
 
 Each trajectory is foreseen by others alone: what is left out of a baseline is all of its episode.
-A step that no baseline can compare counts as not explained at all, so that bins which are too fine
-don't look good by the few steps that they can compare.
+A step that no baseline can compare is compared with the steps of all other episodes, so that bins
+which are too fine don't look good by the few steps that they can compare.
 
 Axes: S = steps of the group, trajectory after trajectory; N = trajectories.
 """
@@ -58,6 +58,15 @@ class Explained:
     setting: str = ""
 
 
+def _mean_of_others(group: BinnedGroup, ret_S: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean return of all steps of other episodes, [S]; of all steps, where there are none."""
+    trajectory_S = np.repeat(np.arange(len(group.lengths)), group.lengths)
+    sums_and_counts = np.column_stack([np.bincount(trajectory_S, ret_S), group.lengths])
+    sum_N, count_N = group.sum_of_other_episodes(sums_and_counts).T
+    mean_N = np.where(count_N > 0, sum_N / np.maximum(count_N, 1), ret_S.mean())
+    return np.repeat(mean_N, group.lengths)
+
+
 def explained_by_each(
     found: Comparison,
     *,
@@ -72,11 +81,11 @@ def explained_by_each(
         starts: N labels of the starts of trajectories, where several share one.
     """
     group, ret_S = found.group, found.returns
+    of_others_S = _mean_of_others(group, ret_S)
 
     def share_of(name: str, said: Valuation, setting: str = "") -> Explained:
         alone_S = np.zeros(len(ret_S), np.bool_) if said.alone is None else said.alone
-        # v = mean R where there is nothing to compare with: nothing is explained
-        value_S = np.where(alone_S, ret_S.mean(), said.values)
+        value_S = np.where(alone_S, of_others_S, said.values)
         share_alone = alone_S.mean()
         note = f"{share_alone:.0%} of steps alone" if share_alone >= 0.005 else ""
         return Explained(name, explained_variance(ret_S, value_S), note, setting)

@@ -80,7 +80,7 @@ def _draw_time(axes: Any, report: GroupReport) -> None:
         over.timesteps, over.values, color=_ORANGE, marker=marker, linestyle="--", label="baseline"
     )
     axes.set(title="Returns-to-go and baseline over time", xlabel="timestep")
-    axes.legend(loc="upper right")
+    axes.legend(loc="best")
 
 
 def _draw_bins(axes: Any, report: GroupReport) -> None:

@@ -173,8 +173,8 @@ def mostly_clipped(seen: Iteration) -> str | None:
         return None
     return (
         f"{share:.0%} of the steps are clipped at the end of an update (`clip_fraction`): it goes "
-        "further than the ratio may. Use a smaller `lr`, fewer `num_epochs`, or a larger "
-        "`clip_param`."
+        "further than the ratio may. Use fewer `num_epochs` or `num_minibatches` (that many steps "
+        "are taken with a small group, too), a smaller `lr`, or a larger `clip_param`."
     )
 
 

@@ -6,6 +6,7 @@ learner (`updates`)? Each yields a sentence per problem. `spaces` looks again on
 env are known.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from rllib_gpg.validation.env_runners import why_none_starts
 from rllib_gpg.validation.names import CRITIC_SETTINGS, check_arguments
 from rllib_gpg.validation.spaces import check_spaces
 
+logger = logging.getLogger("ray.rllib")
+
 __all__ = [
     "CRITIC_SETTINGS",
     "check_arguments",
@@ -25,6 +28,7 @@ __all__ = [
     "check_keys",
     "check_overrides",
     "check_spaces",
+    "warn_of_unknown_modules",
     "why_none_starts",
 ]
 
@@ -85,6 +89,17 @@ def check_overrides(
     of = f" of module {module_id!r}"
     _refuse(_of_one_module(module_config, of))
     updates.warn_of_idle_settings(module_config, of)
+
+
+def warn_of_unknown_modules(config: AlgorithmConfig, modules: Iterable[ModuleID]) -> None:
+    """Says which settings of single modules are of none that there is, but may be added later."""
+    known = {module_id: module_id for module_id in modules if not module_id.startswith("__")}
+    for module_id in sorted(config.algorithm_config_overrides_per_module.keys() - known.keys()):
+        logger.warning(
+            f"`algorithm_config_overrides_per_module` has settings for the module "
+            f"{names.with_nearest(module_id, known)}, and there are {', '.join(sorted(known))}: "
+            "they count for nothing, unless such a module is added."
+        )
 
 
 def _check_evaluation(config: AlgorithmConfig) -> None:

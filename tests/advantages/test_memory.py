@@ -92,6 +92,14 @@ def test_what_another_baseline_has_left_is_not_revived() -> None:
     np.testing.assert_array_equal(run(piece, last), fresh)
 
 
+@pytest.mark.parametrize("slip", ["memory", {"kind": 1}, 3], ids=str)
+def test_what_is_no_memory_is_refused_with_its_type(slip: Any) -> None:
+    with pytest.raises(
+        TypeError, match=f"attribute `memory` of the estimate.*{type(slip).__name__}"
+    ):
+        estimate_group([np.zeros((2, 1))], [np.ones(2)], gamma=0.9, binning="time", memory=slip)
+
+
 def test_the_state_brings_back_the_rest_of_a_run_to_the_last_bit() -> None:
     whole, sequence = GroupAdvantageEstimation(**SETTINGS), groups(2, 6)
     expected = []

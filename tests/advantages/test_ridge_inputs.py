@@ -184,7 +184,9 @@ def test_bad_features_are_refused_with_the_trajectory(bad, message):
 
     with pytest.raises((ValueError, AttributeError), match=message) as error:
         estimates([(observations, rewards)], baseline=RidgeBaseline(features=features))
-    assert "features of trajectory 2" in error.value.__notes__[0]
+    assert "features of trajectory 2, which were given an array of shape (12, 2)" in str(
+        error.value.__notes__
+    )
 
 
 def test_values_that_are_not_finite_are_refused_with_the_trajectory():

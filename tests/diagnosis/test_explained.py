@@ -36,7 +36,7 @@ def explained(
 def by_loop(
     group: Group, key_of: Any, episodes: list[int] | None = None, starts: list[int] | None = None
 ) -> float:
-    """1 - Var(R - v) / Var(R), v the mean of other episodes' first visits, else the mean of all."""
+    """1 - Var(R - v) / Var(R), v the mean of other episodes' first visits, else of their steps."""
     observations, rewards = group
     returns, values, entered = [], [], {}
     for n, reward in enumerate(rewards):
@@ -50,7 +50,9 @@ def by_loop(
             returns.append((n, key, ret))
     all_returns = np.array([ret for *_, ret in returns])
     for n, key, _ in returns:
-        others = [r for m, r in entered[key] if m != (episodes[n] if episodes else n)]
+        episode_of = episodes or range(len(rewards))
+        others = [r for m, r in entered[key] if m != episode_of[n]]
+        others = others or [r for m, _, r in returns if episode_of[m] != episode_of[n]]
         values.append(np.mean(others) if others else all_returns.mean())
     return 1.0 - np.var(all_returns - values) / np.var(all_returns)
 
@@ -88,11 +90,12 @@ def test_only_episodes_of_one_start_are_compared() -> None:
 
 
 def test_finer_is_not_better() -> None:
-    """Each state is seen once in bins of its own: they foresee nothing, whatever the own return."""
+    """Each state is seen once: bins of its own foresee what all steps of the others do, no more."""
     group = ([np.arange(20)[:, None] + 100 * n for n in range(6)], group_of(0, 6)[1])
     group = ([o[: len(r)] for o, r in zip(*group, strict=True)], group[1])
     state = explained(group, binning="state")["state bins"]
-    assert state.share == 0.0
+    assert state.share == pytest.approx(by_loop(group, KEYS["state bins"]))
+    assert state.share < 0.0
     assert state.note == "100% of steps alone"
 
 

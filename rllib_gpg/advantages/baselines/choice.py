@@ -99,7 +99,7 @@ def check_uses(
         raise ValueError(
             f"lambda_={lambda_} replaces what happened later by later values, and those of "
             f"{baseline} don't see the state: what an action led to would be lost. "
-            f"{_way_out(baseline)} Or leave lambda_ at 1."
+            f"{_way_out(baseline)} Or set lambda_ to 1 with it."
         )
     if isinstance(baseline, BinBaseline) and baseline.remembers and of_starts:
         raise ValueError(

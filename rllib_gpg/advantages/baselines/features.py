@@ -91,7 +91,9 @@ def _of_user(
             t = int(np.argwhere(~np.isfinite(x_TD))[0, 0])
             raise ValueError(f"features must be finite, got {x_TD[t]} at step {t}.")
     except Exception as error:
-        error.add_note(f"Raised in the features of {name}.")
+        shape = getattr(observations, "shape", None)
+        seen = type(observations).__name__ if shape is None else f"an array of shape {shape}"
+        error.add_note(f"Raised in the features of {name}, which were given {seen}.")
         raise
     return x_TD
 

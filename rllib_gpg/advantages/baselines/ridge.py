@@ -55,7 +55,10 @@ RIDGE_SHARE = "baseline_ridge_share"
 
 @dataclass(frozen=True)
 class RidgeBaseline(Baseline):
-    """A ridge regression inside the bins, solved in closed form: see the head of this file.
+    """A ridge regression inside the bins, solved in closed form.
+
+    The value of a step is v = w.phi + b: phi are fixed features of its observation, w weights that
+    earlier groups taught, and b the mean of what they leave unexplained in its bin.
 
     It sees the state, so that `lambda_` < 1 is safe over it. The first group is compared with its
     bins alone, each trajectory with the others (`BinBaseline(leave_one_out=True)`); so is every
@@ -68,9 +71,12 @@ class RidgeBaseline(Baseline):
             slower to follow a policy that changes. It is that of the bins' means; the regression,
             which changes less, remembers with its square root.
         features: What to look at instead of the flattened observation: a function f(observations,
-            timesteps) -> numbers [T, ...], called once per trajectory. Row t may depend on the
-            steps up to t; to complete truncated returns, on step t alone. Needed where an
-            observation holds more than 1,024 numbers (images), or something else than numbers.
+            timesteps) -> numbers [T, ...], called once per trajectory. In training, observations
+            are an array [T, ...] as the policy sees it: parts of a Dict are flattened, in the order
+            of their keys. Row t may depend on the steps up to t; to complete truncated returns, on
+            step t alone. Needed where an observation holds more than 1,024 numbers (images), or
+            something else than numbers; of use wherever you know the quantity that decides returns,
+            such as a distance to the goal.
         seed: Of the random features.
 
     Raises:
