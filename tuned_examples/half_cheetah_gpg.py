@@ -9,7 +9,7 @@ How to run it::
     python tuned_examples/half_cheetah_gpg.py
 
 A larger group is worth more here: see `--num-env-runners`, and the paper's 2,774 with 128 episodes.
-With few env steps take the settings of `walker2d_gpg.py`: docs/baselines.md has 848 ± 93 of them,
+With few env steps take the settings of `walker2d_gpg.py`: docs/baselines.md has 839 ± 60 of them,
 in the last tenth of 280,000.
 
 What to expect: a mean return of 700 in a group after 98, 84 and 91 iterations, and 831, 1,087 and
