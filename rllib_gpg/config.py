@@ -254,7 +254,8 @@ class GPGConfig(AlgorithmConfig):
                 `rllib_gpg.advantages.Level("state")` (GiGPO). Default None.
             baseline_decay: The weight of each group relative to the next one in what the baseline
                 remembers, in [0, 1). Default None: that of the baseline, 0 (nothing) for "bins"
-                and 0.8 for "ridge". Above 0, a group of one learns too.
+                and 0.8 for "ridge", whose regression has the square root. Above 0, a group of one
+                learns too.
             bootstrap_truncated: Whether the return of an episode that a time limit cuts is
                 completed by the baseline's value of its last observation. Needs a baseline that
                 sees the state, and gamma below 1. Default False: returns stop at the cut.

@@ -24,7 +24,7 @@ def inspect_checkpoint(
     """Samples one group with the policy of a checkpoint, and draws it. The checkpoint stays as is.
 
     It is the group that the run would go on with, if its config names a seed (and it doesn't sample
-    ahead). It is sampled in this process, on how many machines ever the run was.
+    ahead). It is sampled in this process, however many machines the run was on.
 
     Args:
         checkpoint: The folder, or a URI. Trust it like code: RLlib unpickles it.

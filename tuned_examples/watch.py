@@ -75,7 +75,7 @@ def main() -> None:
     """Plays an episode and writes it to the file."""
     args = parser.parse_args()
     path = str(Path(args.checkpoint).absolute())
-    # In this process alone, on how many machines ever the run was.
+    # In this process alone, however many machines the run was on.
     algo = GPG.from_checkpoint(path, config=config_in_one_process(path))
     env = renderable(algo.config)
     frames, episode_return = play(algo, env, args.seed)

@@ -115,7 +115,7 @@ def episodes_per_share(
     """Returns how many episodes a share has: what the config says, or what follows from it.
 
     Args:
-        config: As for `shares_of`.
+        config: As for `cut_into_shares`.
         num_episodes: How many episodes there are, by default `group_size`.
         num_env_runners: How many env runners there are, by default what the config says.
     """

@@ -24,7 +24,7 @@ STRENGTHS = np.array([np.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03])
 # A feature that varies less than this within bins (mean square; features are of size 1) is a
 # function of the bin, but for rounding errors.
 _MIN_VARIANCE = 1e-10
-# Steps whose features are in memory at a time.
+# Steps whose features are in memory at a time: as many as stay in a core's cache.
 _BLOCK = 512
 
 
@@ -135,12 +135,12 @@ def predict_and_sum(
         for steps in _blocks_by_bin(group, marked_S):
             x, row, is_first = x_of(steps), row_S[steps], is_first_S[steps]
             predicted_CS[:, steps] = (x[:, 1:] @ weight_FC).T
-            no_revisits = is_first.all()
             if in_sums:
                 product_XX += x.T @ x
                 rows, sums = _sums_by_row(x, row)
                 every_BX[rows] += sums
-            if not (in_sums and no_revisits):
+            # Where no bin is visited again, the sums over first visits are those over all steps.
+            if not (in_sums and is_first.all()):
                 rows, sums = _sums_by_row(x[is_first], row[is_first])
             first_BX[rows] += sums
     count_B = np.bincount(row_S[in_sums_S], minlength=len(kept_B)).astype(np.float64)
