@@ -32,7 +32,7 @@ from rllib_gpg.advantages.inputs import (
     default_names,
 )
 from rllib_gpg.advantages.levels import Level, check_level
-from rllib_gpg.advantages.returns import lambda_returns
+from rllib_gpg.advantages.returns import lambda_returns, without_rounding
 from rllib_gpg.advantages.units import check_unit, normalized
 
 # How much the unit of advantages of a group counts in that of the next, where groups are too small
@@ -290,6 +290,8 @@ def estimate_group(
             # Alone in a bin, v is from the own return R of the first visit: what is compared with
             # it must be of its kind, or the worse the step did, the better it would look.
             adv_S -= np.where(valuation.alone, (mixed_S - ret_S)[group.entries], 0.0)
+    # Exactly 0 where returns are equal, so that such a group moves nothing.
+    adv_S = without_rounding(adv_S, ret_S)
 
     memory = _remembered(of, earlier, valuation, adv_S) if baseline.remembers else None
     known_S = np.True_ if valuation.alone is None else ~valuation.alone

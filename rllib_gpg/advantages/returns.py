@@ -22,6 +22,12 @@ def are_equal(returns: ArrayLike) -> bool:
     return bool(np.ptp(ret_N) <= _ROUNDING * np.abs(ret_N).max())
 
 
+def without_rounding(x_S: NDArray[np.float64], of_S: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns x, or zeros where all of it is what rounding leaves of numbers as large as `of_S`."""
+    largest, scale = (max(y_S.max(), -y_S.min()) for y_S in (x_S, of_S))
+    return np.zeros_like(x_S) if largest <= _ROUNDING * scale else x_S
+
+
 def returns_to_go(
     rewards_flat: ArrayLike, lengths: Sequence[int] | NDArray[np.integer], gamma: float
 ) -> NDArray[np.float64]:

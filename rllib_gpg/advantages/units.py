@@ -9,6 +9,7 @@ import numpy as np
 
 from rllib_gpg.advantages.grouping import BinnedGroup
 from rllib_gpg.advantages.inputs import FloatArray
+from rllib_gpg.advantages.returns import without_rounding
 
 BINS = "bins"
 
@@ -57,7 +58,8 @@ def normalized(
         return adv_S / max(np.sqrt(mean_square), _MIN_STD)
     if normalize == BINS:
         return adv_S / _spread_of_bins(adv_S, group)
-    return (adv_S - adv_S.mean()) / max(adv_S.std(), _MIN_STD)
+    centred_S = without_rounding(adv_S - adv_S.mean(), adv_S)
+    return centred_S / max(adv_S.std(), _MIN_STD)
 
 
 def _spread_of_bins(adv_S: FloatArray, group: BinnedGroup) -> FloatArray:

@@ -33,6 +33,7 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.metrics.ray_metrics import TimerAndPrometheusLogger
 from ray.rllib.utils.typing import ModuleID, ResultDict
 from torch import Tensor
+from torch.optim import Optimizer
 
 from rllib_gpg.learning.batch import Rows
 from rllib_gpg.learning.minibatches import Minibatches
@@ -176,16 +177,34 @@ class UpdateLoop(TorchLearner):
 
     @override(TorchLearner)
     def apply_gradients(self, gradients_dict: Gradients) -> None:
-        """Steps the optimizers. Gradients that aren't finite are left to RLlib."""
-        gradients = [gradient for gradient in gradients_dict.values() if gradient is not None]
+        """Steps the optimizers. Gradients that aren't finite are left to RLlib.
+
+        An optimizer whose gradient is 0 isn't stepped: where a group says nothing, as when all its
+        returns are equal, Adam's momentum would move the policy all the same.
+        """
+        norms = self._gradient_norms_of_optimizers(gradients_dict)
         is_plain = self._lr_scheduler_classes is None and self._grad_scalers is None
-        if not (is_plain and _are_finite(gradients)):
+        # If a number isn't finite, the norm isn't either.
+        if not (is_plain and all(map(math.isfinite, norms.values()))):
             super().apply_gradients(gradients_dict)
             return
         for parameter, gradient in gradients_dict.items():
             self._params[parameter].grad = gradient
-        for optimizer in self._named_optimizers.values():
-            optimizer.step()
+        for optimizer, norm in norms.items():
+            if norm > 0.0:
+                optimizer.step()
+
+    def _gradient_norms_of_optimizers(self, gradients_dict: Gradients) -> dict[Optimizer, float]:
+        """Returns the norm of all that an optimizer steps by, of those that have something."""
+        gradients = {
+            optimizer: [g for p in parameters if (g := gradients_dict.get(p)) is not None]
+            for optimizer, parameters in self._optimizer_parameters.items()
+        }
+        norms = {optimizer: _norm(given) for optimizer, given in gradients.items() if given}
+        # They come from the learner's device together.
+        return (
+            dict(zip(norms, torch.stack([*norms.values()]).tolist(), strict=True)) if norms else {}
+        )
 
     def _log_steps_trained(
         self, num_steps: Counter[ModuleID], num_minibatches: int, num_env_steps: int
@@ -222,8 +241,3 @@ def _can_be_fused(parameters: Sequence[Tensor]) -> bool:
 def _norm(tensors: list[Tensor]) -> Tensor:
     # |g| = |(|g_1|, |g_2|, ..)|
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
-
-
-def _are_finite(tensors: list[Tensor]) -> bool:
-    # If a number isn't, the norm isn't either.
-    return not tensors or math.isfinite(_norm(tensors).item())

@@ -191,17 +191,26 @@ def test_leave_one_out_scales_first_visits_by_n_over_n_minus_1(binning, group, g
         assert_allclose(loo[n][t], factor * plain[n][t], rtol=1e-9, atol=1e-8)
 
 
-def test_normalize_leaves_rounding_errors_small():
-    # 0.1 + 0.2 and 0.3 differ in the last digit: A is about 3e-17, and would become 1 without the
-    # floor of 1e-4.
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *({"normalize": unit} for unit in (False, True, "bins")),
+        # Returns that are compared with nothing become equal by taking their mean away.
+        {"baseline": "none", "normalize": True},
+    ],
+)
+def test_rounding_errors_of_equal_returns_are_exactly_0(setting):
+    # 0.1 + 0.2 and 0.3 differ in the last digit.
+    rewards = [np.array([0.1 + 0.2]), np.array([0.3])]
+    found = estimate_advantages([np.zeros(1)] * 2, rewards, gamma=1.0, binning="time", **setting)
+    assert np.abs(found).max() == 0.0
+
+
+def test_differences_far_below_the_returns_count():
     found = estimate_advantages(
-        [np.zeros(1)] * 2,
-        [np.array([0.1 + 0.2]), np.array([0.3])],
-        gamma=1.0,
-        binning="time",
-        normalize=True,
+        [np.zeros(1)] * 2, [np.array([1e6]), np.array([1e6 + 0.01])], gamma=1.0, binning="time"
     )
-    assert 0.0 < np.abs(found).max() < 1e-11
+    assert_allclose(np.concatenate(found), [-0.005, 0.005], rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=100)

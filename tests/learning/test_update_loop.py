@@ -212,6 +212,43 @@ def test_gradients_that_are_not_finite_are_set_to_zero(caplog: pytest.LogCapture
     assert "nan/inf" in caplog.text
 
 
+class Solvable(Identity):
+    """From `is_solved` on every action gets the same reward, which binary numbers don't have."""
+
+    is_solved = False
+
+    def step(self, action: int) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, 0.1 if self.is_solved else reward, *rest
+
+
+@pytest.mark.parametrize("num_learners", [0, 2])
+@pytest.mark.parametrize("training", [{}, {"binning": "universal", "credit": "outcome"}])
+def test_a_group_of_equal_returns_moves_nothing(
+    training: dict[str, Any], num_learners: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam's momentum would, and has destroyed policies that had solved their task."""
+    config = small_config(Solvable, lr=0.01, **training).learners(num_learners=num_learners)
+    with built(config) as algo:
+        algo.train()
+        before = algo.learner_group.get_weights()["default_policy"]
+        algo.train()
+        after = algo.learner_group.get_weights()["default_policy"]
+        assert any(not np.array_equal(after[name], before[name]) for name in before)
+        monkeypatch.setattr(Solvable, "is_solved", True)
+        results = module_results(algo.train())
+        assert results["group_advantage_std"] == 0.0
+        again = algo.learner_group.get_weights()["default_policy"]
+        assert all(np.array_equal(again[name], after[name]) for name in after)
+
+
+def test_a_bonus_moves_the_policy_without_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Solvable, "is_solved", True)
+    with built(small_config(Solvable, lr=0.1, entropy_coeff=0.1)) as algo:
+        entropies = [module_results(algo.train())["entropy"] for _ in range(3)]
+    assert entropies[-1] > entropies[0]
+
+
 def test_a_batch_of_an_unknown_module_is_refused() -> None:
     with built(small_config(Identity)) as algo:
         learner = algo.learner_group._learner
