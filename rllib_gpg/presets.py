@@ -1,15 +1,14 @@
 """The methods on the road from REINFORCE to GRPO's successors, as settings of one algorithm.
 
-Each is a dict for `GPGConfig.training`, and says all that methods differ in, so that one can follow
-another on the same config:
+Each is a dict for `GPGConfig.training`, and says all that methods differ in, epochs and minibatches
+too, so that nothing is left of one that another follows on the same config:
 
     from rllib_gpg import GPGConfig, presets
 
     config = GPGConfig().environment("CartPole-v1").training(**presets.GRPO)
 
-Learning rate, group size, epochs and gamma are the user's, but where a method can't do with others:
-a config that was a REINFORCE has `num_epochs=1, num_minibatches=1` until it is told otherwise.
-`docs/methods.md` has the formulas, and what was seen.
+Learning rate, group size and gamma are the user's. What else is to differ from a preset is said
+after it. `docs/methods.md` has the formulas, and what was seen.
 """
 
 from __future__ import annotations
@@ -26,8 +25,11 @@ Preset = dict[str, Any]
 GPG: Final[Preset] = {
     "credit": "returns",
     "binning": "time",
+    "leave_one_out": False,
     "baseline": "bins",
+    "baseline_decay": None,
     "lambda_": 1.0,
+    "bootstrap_truncated": False,
     "second_level": None,
     "normalize_advantages": True,
     "surrogate": "clip",
@@ -39,6 +41,9 @@ GPG: Final[Preset] = {
     "learner_class": None,
     "episodes_per_start": 1,
     "max_extra_starts": 0,
+    "num_epochs": 4,
+    # 4, or what `minibatch_size` makes of a group.
+    "num_minibatches": None,
 }
 
 _ONE_UPDATE = {"surrogate": "unclipped", "num_epochs": 1, "num_minibatches": 1}

@@ -409,7 +409,7 @@ def test_an_env_with_a_limit_is_not_talked_about(
 @pytest.mark.parametrize("setting", ["group_size", "num_epochs", "minibatch_size"])
 def test_what_all_modules_have_in_common_is_refused_for_one(setting: str) -> None:
     config = small_config("CartPole-v1").rl_module(
-        algorithm_config_overrides_per_module={"default_policy": {setting: 4}}
+        algorithm_config_overrides_per_module={"default_policy": {setting: 5}}
     )
     with pytest.raises(ValueError, match=f"can't differ from module to module.*: {setting}"):
         config.validate()

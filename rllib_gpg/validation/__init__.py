@@ -84,7 +84,7 @@ def check_overrides(
     Raises:
         ValueError: Names the settings and the mends, a line each.
     """
-    _refuse(modules.common_settings(module_id, overrides))
+    _refuse(modules.common_settings(config, module_id, overrides))
     module_config = config.copy(copy_frozen=False).update_from_dict(dict(overrides))
     of = f" of module {module_id!r}"
     _refuse(_of_one_module(module_config, of))

@@ -81,9 +81,16 @@ def critic_settings(config: AlgorithmConfig, of: str) -> Iterator[str]:
         )
 
 
-def common_settings(module_id: ModuleID, overrides: Mapping[str, Any]) -> Iterator[str]:
-    """Yields a sentence if settings of the whole update are set for one module."""
-    common = sorted(_COMMON_TO_MODULES & overrides.keys())
+def common_settings(
+    config: AlgorithmConfig, module_id: ModuleID, overrides: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yields a sentence if settings of the whole update are others for one module."""
+    module_config = config.copy(copy_frozen=False).update_from_dict(dict(overrides))
+    common = [
+        name
+        for name in sorted(_COMMON_TO_MODULES & overrides.keys())
+        if getattr(module_config, name) != getattr(config, name)
+    ]
     if common:
         yield (
             f"These settings can't differ from module to module, but are set for {module_id!r}: "

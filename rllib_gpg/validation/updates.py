@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_gpg.learning import GPGTRPOTorchLearner
+from rllib_gpg.learning.surrogates import Clip, ClippedWeight
 
 _OF_KL_LOSS = ("kl_coeff", "kl_target")
 _OF_REFERENCE = ("reference", "reference_refresh")
@@ -59,7 +60,8 @@ def warn_of_idle_settings(config: AlgorithmConfig, of: str) -> None:
         warn(_OF_PPO, "with `GPGTRPOTorchLearner`: `max_kl` bounds its step.")
         return
     if config.surrogate not in _WITH_BOUNDS:
-        warn(("clip_param",), f"with `surrogate={config.surrogate!r}`.")
+        hint = ", whose bounds are its own" * isinstance(config.surrogate, Clip | ClippedWeight)
+        warn(("clip_param",), f"with `surrogate={config.surrogate!r}`{hint}.")
     warn(_OF_TRPO, "without `learner_class=GPGTRPOTorchLearner`.")
     if config.reference_kl_coeff == 0.0:
         warn(_OF_REFERENCE, "with `reference_kl_coeff=0`, its default.")

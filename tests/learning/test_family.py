@@ -320,15 +320,33 @@ def test_every_preset_trains(name: str) -> None:
 
 
 def test_a_preset_takes_back_what_another_has_set() -> None:
-    """But for epochs and minibatches, which are the user's."""
-    config = small_config(Identity)
-    for preset in (presets.GSPO, presets.GIGPO, presets.PPO_PENALTY, presets.GPG):
-        config.training(num_minibatches=4).training(**preset)
+    config = small_config(Identity, baseline_decay=0.9, leave_one_out=True)
+    for preset in (presets.TRPO, presets.GSPO, presets.GIGPO, presets.PPO_PENALTY, presets.GRPO):
+        plain = small_config(Identity).training(**preset)
+        for each in (config.training(**preset), plain):
+            each.validate()
+        assert config.to_dict() == plain.to_dict()
+    config.training(**presets.GPG)
+    by_default = small_config(Identity)
+    by_default.validate()
+    assert config.to_dict() == by_default.to_dict()
+
+
+def test_policies_may_have_a_preset_each() -> None:
+    """What a preset says of the whole update is nothing of its own where all agree."""
+    config = small_config(Identity).multi_agent(policies={"a", "b"})
+    config.rl_module(
+        algorithm_config_overrides_per_module={"a": presets.GPG, "b": presets.REINFORCE_PP}
+    )
+    config.validate()
+    config.rl_module(algorithm_config_overrides_per_module={"a": presets.DAPO})
+    with pytest.raises(ValueError, match=r"module.*'a': episodes_per_start, max_extra_starts\."):
         config.validate()
-    plain = small_config(Identity).training(num_minibatches=4)
-    assert {k: getattr(config, k) for k in presets.GPG} == {
-        k: getattr(plain, k) for k in presets.GPG
-    }
+
+
+def test_a_learner_by_name_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"must be a class.*got 'TRPO'"):
+        small_config(Identity, learner_class="TRPO")
 
 
 @pytest.mark.parametrize(
