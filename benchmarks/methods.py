@@ -4,7 +4,7 @@
 
     python -m benchmarks.methods status
     python -m benchmarks.methods run
-    python -m benchmarks.methods report      # the table and the picture of docs/methods.md
+    python -m benchmarks.methods report      # the tables and the picture of docs/methods.md
 
 All have the same network, learning rate, group size and epochs, but for what a preset says itself;
 nothing was tuned for any of them. What is compared is the mean return of the episodes that ended in
@@ -64,8 +64,24 @@ def cells(envs: list[str], methods: list[str], seeds: list[int]) -> list[Cell]:
     ]
 
 
+def table_of_settings() -> str:
+    """What each preset sets that plain GPG doesn't."""
+
+    def said(value: Any) -> str:
+        return value.__name__ if isinstance(value, type) else repr(value).replace("'", '"')
+
+    rows = []
+    for name in METHODS:
+        preset = getattr(presets, name)
+        differs = {key: value for key, value in preset.items() if value != presets.GPG[key]}
+        words = (f"`{key}={said(value)}`" for key, value in differs.items())
+        rows.append([f"`{name}`", ", ".join(words) or "nothing"])
+    return markdown(["preset", "sets"], rows)
+
+
 def report() -> None:
-    """Writes the table and draws the picture, of whatever has been run."""
+    """Writes the tables and draws the picture, of whatever has been run."""
+    write_table(DOCS / "methods.md", "settings", table_of_settings())
     found = results_of(cells(list(TASKS), METHODS, list(SEEDS)))
     returns = {
         (method, env): [last_return(result) for result in found.get((env, GROUP_SIZE, method), [])]

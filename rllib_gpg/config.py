@@ -160,11 +160,6 @@ class GPGConfig(AlgorithmConfig):
 
     @learner_class.setter
     def learner_class(self, value: type[Learner] | None) -> None:
-        if not (value is None or isinstance(value, type)):
-            raise TypeError(
-                "`learner_class` must be a class, such as "
-                f"`rllib_gpg.learning.GPGTRPOTorchLearner`, got {value!r}."
-            )
         self._learner_class = value
 
     @override(AlgorithmConfig)

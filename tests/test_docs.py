@@ -14,6 +14,7 @@ import ray
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.runtime_env import RuntimeEnv
 
+from benchmarks.methods import table_of_settings
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.advantages import (
     BinBaseline,
@@ -136,3 +137,8 @@ def test_metrics_to_look_at_are_logged() -> None:
     named -= vars(GPGConfig()).keys()
     assert "group_singleton_fraction" in named
     assert named <= set(logged)
+
+
+def test_the_page_of_methods_says_what_presets_set() -> None:
+    page = (DOCS / "methods.md").read_text()
+    assert table_of_settings() in page, "python -m benchmarks.methods report"

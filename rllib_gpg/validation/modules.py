@@ -60,7 +60,12 @@ def problems(config: AlgorithmConfig) -> Iterator[str]:
     yield from _catalogs(config)
     yield from _unknown_model_settings(config)
     learner_class = config.learner_class
-    if not issubclass(learner_class, GPGTorchLearner) or issubclass(learner_class, PPOLearner):
+    if not isinstance(learner_class, type):
+        yield (
+            "`learner_class` must be a class, such as "
+            f"`rllib_gpg.learning.GPGTRPOTorchLearner`, got {learner_class!r}."
+        )
+    elif not issubclass(learner_class, GPGTorchLearner) or issubclass(learner_class, PPOLearner):
         yield (
             f"`learner_class` must be GPGTorchLearner or derive from it, and from none of PPO's, "
             f"which need a critic; got {learner_class}. Its methods have PPO's names: exchange "

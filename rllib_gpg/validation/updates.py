@@ -29,7 +29,8 @@ _OF_TRPO = ("cg_damping", "cg_iterations", "max_kl")
 
 def problems(config: AlgorithmConfig) -> Iterator[str]:
     """Yields what TRPO can't do."""
-    if not issubclass(config.learner_class, GPGTRPOTorchLearner):
+    is_class = isinstance(config.learner_class, type)  # If not, that is said elsewhere.
+    if not (is_class and issubclass(config.learner_class, GPGTRPOTorchLearner)):
         return
     # The others mean nothing to it, but it would make a step per minibatch and epoch, each from
     # the policy that the last one left, and so pass the bound.

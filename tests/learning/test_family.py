@@ -332,6 +332,12 @@ def test_a_preset_takes_back_what_another_has_set() -> None:
     assert config.to_dict() == by_default.to_dict()
 
 
+def test_presets_have_the_same_keys() -> None:
+    """So that a search can take them from one of several."""
+    for name in (n for n in vars(presets) if n.isupper() and n[0] != "_"):
+        assert getattr(presets, name).keys() == presets.GPG.keys(), name
+
+
 def test_policies_may_have_a_preset_each() -> None:
     """What a preset says of the whole update is nothing of its own where all agree."""
     config = small_config(Identity).multi_agent(policies={"a", "b"})
@@ -345,8 +351,8 @@ def test_policies_may_have_a_preset_each() -> None:
 
 
 def test_a_learner_by_name_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"must be a class.*got 'TRPO'"):
-        small_config(Identity, learner_class="TRPO")
+    with pytest.raises(ValueError, match=r"must be a class.*got 'TRPO'"):
+        small_config(Identity, learner_class="TRPO").validate()
 
 
 @pytest.mark.parametrize(
