@@ -270,8 +270,8 @@ class GPGConfig(AlgorithmConfig):
                 or (lower, upper), as in DAPO's (0.2, 0.28). Of "clip" and "clipped_weight". Smaller
                 is safer and slower; 0.1 to 0.3 are usual. Default 0.2.
             ratio_level: "step" (default), or "trajectory": one ratio per trajectory, the geometric
-                mean of those of its steps (GSPO), which are much closer to 1. Needs all of a
-                trajectory at once: `num_minibatches=1`.
+                mean of those of its steps (GSPO), which are much closer to 1. Steps keep their own
+                advantages (GSPO-token). Needs all of a trajectory at once: `num_minibatches=1`.
             loss_averaging: "steps" (default): the mean over all steps. "trajectories": the mean
                 over trajectories of the mean over their steps (GRPO). A number c: the mean over
                 trajectories of the sum over their steps, over c, such as the episodes' limit

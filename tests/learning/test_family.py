@@ -90,6 +90,9 @@ def test_losses_and_gradients_against_a_naive_version(
         actions = torch.tensor(rng.integers(3, size=num_steps))
         reference = torch.tensor(rng.normal(size=num_steps) - 2.0)
         advantages = torch.tensor(rng.normal(size=num_steps))
+        if level == "trajectory":
+            # GSPO's gradient, without the stop that gives each step its own.
+            advantages = torch.tensor(np.repeat(rng.normal(size=len(lengths)), lengths))
         logits.requires_grad_()
         old_logp = torch.log_softmax(old, 1)[torch.arange(num_steps), actions]
         batch = {
