@@ -211,7 +211,7 @@ class GPGTorchLearner(UpdateLoop):
         self._schedule_steps = state.get(_SCHEDULE_STEPS, self._schedule_steps)
         self._num_updates = state.get(_NUM_UPDATES, self._num_updates)
         if _REFERENCES in state:
-            self._references.set_state(state[_REFERENCES], lambda mid: self.module[mid])
+            self._references.set_state(state[_REFERENCES], self.module)
         set_pieces_state(self._learner_connector, state.get(_CONNECTOR_PIECES, {}))
         self._entropy_coeff_schedulers.clear()
         # The optimizer's state has brought along the learning rate it was saved with.
@@ -246,7 +246,11 @@ class GPGTorchLearner(UpdateLoop):
 
     def _prepare_reference(self, module_id: ModuleID, module: TorchRLModule) -> None:
         """Refuses a reference that can't be, before it costs a group; loads one that is named."""
-        if self.config.get_config_for_module(module_id).reference_kl_coeff == 0.0:
+        trained = self.config.policies_to_train
+        # What a function says of it is known with the first batch.
+        is_trained = trained is None or (not callable(trained) and module_id in trained)
+        coeff = self.config.get_config_for_module(module_id).reference_kl_coeff
+        if coeff == 0.0 or not is_trained:
             return
         check_has_reference(module_id, module)
         # Without a name it is the policy that the run begins with, which is perhaps restored yet.

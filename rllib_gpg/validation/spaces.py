@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from ray.rllib.utils.typing import ModuleID
 
 from rllib_gpg.advantages.binning import Binning, TimeBinning, keys_last, name_of, resolve_binning
+from rllib_gpg.learning.reference import check_has_reference
 from rllib_gpg.validation.numbers import baseline_of
 
 
@@ -68,6 +70,35 @@ def check_spaces(
         for each in (binning, resolve_binning(level.binning) if level else None):
             if isinstance(each, Binning):
                 each.check_space(shape=module_space.shape, dtype=dtype)
+
+
+def check_new_module(
+    config: AlgorithmConfig,
+    spaces: dict[str, tuple[gym.Space, gym.Space]],
+    module_id: ModuleID,
+    spec: RLModuleSpec,
+    overrides: Mapping[str, Any],
+) -> None:
+    """Holds a module that is to be added against its settings, as those of the beginning are.
+
+    Args:
+        config: The algorithm's config.
+        spaces: (observation space, action space) of the env and of the modules that are there.
+        module_id: The ID that the module is to have.
+        spec: What it is built from.
+        overrides: Its own settings.
+
+    Raises:
+        ValueError: As `check_spaces` does; or if a recurrent module is to have a reference.
+    """
+    module = spec.build()
+    config = config.copy(copy_frozen=False)
+    config.multi_agent(algorithm_config_overrides_per_module={module_id: dict(overrides)})
+    of_env = {key: each for key, each in spaces.items() if key == INPUT_ENV_SINGLE_SPACES}
+    of_module = {module_id: (module.observation_space, module.action_space)}
+    check_spaces(config, of_env | of_module, {module_id} if module.is_stateful() else ())
+    if config.get_config_for_module(module_id).reference_kl_coeff > 0.0:
+        check_has_reference(module_id, module)
 
 
 def _num_numbers(space: gym.Space) -> int | None:

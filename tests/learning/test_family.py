@@ -306,6 +306,97 @@ def test_a_reference_that_does_not_fit_a_users_own_module_is_refused(tmp_path: P
         config_for(ShortOrLong, reference_kl_coeff=0.1, reference=checkpoint).build_algo()
 
 
+class Renamed(LinearPolicy):
+    """The same network, its layer under another name."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.head = self.policy
+        del self.policy
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return {Columns.ACTION_DIST_INPUTS: self.head(batch[Columns.OBS])}
+
+
+def test_a_reference_under_other_names_is_refused(tmp_path: Path) -> None:
+    """RLlib would leave the weights that the module was made with, without a word."""
+
+    def config_for(module_class: type[LinearPolicy], **training: Any) -> Any:
+        spec = RLModuleSpec(module_class=module_class)
+        config = small_config(Identity, **training)
+        return config.rl_module(rl_module_spec=spec, model_config={})
+
+    with built(config_for(LinearPolicy)) as algo:
+        checkpoint = str(algo.save_to_path(tmp_path))
+    reference = {"reference_kl_coeff": 0.1, "reference": checkpoint}
+    with pytest.raises(ValueError, match=r"it has no head\.weight, head\.bias"):
+        config_for(Renamed, **reference).build_algo()
+    with built(config_for(LinearPolicy, **reference)) as algo:
+        algo.train()
+
+
+def two_policies(**training: Any) -> Any:
+    config = small_config(MultiIdentity, **training).environment(env_config={"num_agents": 2})
+    return config.multi_agent(
+        policies={"a", "b"}, policy_mapping_fn=lambda agent, episode: "ab"[int(agent)]
+    )
+
+
+def test_a_policy_that_is_not_trained_needs_no_reference(tmp_path: Path) -> None:
+    """The checkpoint may have none for it."""
+    alone = small_config(MultiIdentity).environment(env_config={"num_agents": 1})
+    alone.multi_agent(policies={"a"}, policy_mapping_fn=lambda agent, episode: "a")
+    with built(alone) as algo:
+        checkpoint = str(algo.save_to_path(tmp_path))
+    config = two_policies(reference_kl_coeff=0.1, reference=checkpoint)
+    with pytest.raises(ValueError, match="fits module 'b'"):
+        config.copy().build_algo()
+    with built(config.multi_agent(policies_to_train=["a"])) as algo:
+        assert algo.train()["learners"]["a"]["reference_kl"] >= 0.0
+
+
+def test_an_older_checkpoint_may_have_the_reference_of_a_module_that_was_removed(
+    tmp_path: Path,
+) -> None:
+    """RLlib passes over the weights of such a module."""
+    with built(two_policies(reference_kl_coeff=0.1)) as algo:
+        algo.train()
+        checkpoint = algo.save_to_path(tmp_path)
+        algo.remove_module("b", new_agent_to_module_mapping_fn=lambda agent, episode: "a")
+        algo.train()
+        algo.restore_from_path(checkpoint)
+        (learner,) = each_learner(algo, lambda learner: learner)
+        assert learner._references.get_state().keys() == {"a"}
+        assert np.isfinite(algo.train()["learners"]["a"]["reference_kl"])
+
+
+@pytest.mark.parametrize(
+    ("training", "says"),
+    [
+        ({"reference_kl_coeff": 0.1}, r"recurrent.*reference_kl_coeff=0"),
+        (
+            {"baseline": "optimal", "normalize_advantages": False},
+            r"recurrent.*baseline='bins' or 'ridge'",
+        ),
+    ],
+    ids=["reference", "optimal"],
+)
+def test_a_recurrent_module_that_comes_later_is_refused_before_it_is_there(
+    training: dict[str, Any], says: str
+) -> None:
+    config = small_config(MultiIdentity, **training).environment(env_config={"num_agents": 2})
+    config.multi_agent(policies={"a"}, policy_mapping_fn=lambda agent, episode: "a")
+    with built(config) as algo:
+        spec = RLModuleSpec.from_module(algo.get_module("a"))
+        spec.model_config = {**SMALL_NET, "use_lstm": True, "lstm_cell_size": 4, "max_seq_len": 8}
+        with pytest.raises(ValueError, match=says):
+            algo.add_module(
+                "b", spec, new_agent_to_module_mapping_fn=lambda agent, episode: "ab"[int(agent)]
+            )
+        assert algo.get_module("b") is None
+        assert np.isfinite(algo.train()["learners"]["a"]["policy_loss"])
+
+
 # The presets.
 
 
