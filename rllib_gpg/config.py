@@ -242,7 +242,8 @@ class GPGConfig(AlgorithmConfig):
                 more from each episode where groups are small or episodes long; or an object such as
                 `rllib_gpg.advantages.RidgeBaseline(num_features=128)`, also of a class of one's
                 own. With "ridge" set `lambda_` too. "none" compares with nothing (REINFORCE),
-                "optimal" with the constant that makes the gradient vary least.
+                "optimal" with the constant that makes the gradient vary least, which
+                `normalize_advantages=True` would take away again: that is refused.
             lambda_: PPO's name, and GAE's λ, over a baseline that isn't trained. Below 1, part of
                 what happens later is replaced by its value: less noise, some bias. 0.95 to 0.98 are
                 usual with "ridge"; refused with a baseline that doesn't see the state. Default 1.

@@ -78,9 +78,9 @@ class GroupAdvantageEstimation(ConnectorV2):
     nothing to learn), `group_truncated_fraction` (of the trajectories, those that were cut and
     haven't ended); of undiscounted returns `group_return_mean`, `group_return_std` and their 10 %
     and 90 % quantiles, `group_return_p10` and `group_return_p90`; and what the baseline itself logs
-    (`baseline_ridge_share`). Where episodes share their starts, bins hold those of one start only,
-    and `group_equal_starts` is logged too: of how many starts all episodes have the same
-    undiscounted return (the sum over the module's agents).
+    (`baseline_ridge_share`, `baseline_constant`). Where episodes share their starts, bins hold those
+    of one start only, and `group_equal_starts` is logged too: of how many starts all episodes have
+    the same undiscounted return (the sum over the module's agents).
     """
 
     # Env runners may leave infos behind. Binning functions and baselines are shown observations.
@@ -254,11 +254,11 @@ class GroupAdvantageEstimation(ConnectorV2):
         )
         bootstrap = settings.pop("bootstrap_truncated")
         binning = resolve_binning(settings["binning"])
-        check_uses(baseline, binning, lambda_=settings["lambda_"], bootstrap=bootstrap)
-        check_credit(settings["credit"], lambda_=settings["lambda_"], bootstrap=bootstrap)
-        check_level(settings["second_level"], bootstrap=bootstrap)
-        normalize = settings.pop("normalize_advantages")
+        normalize, lambda_ = settings.pop("normalize_advantages"), settings["lambda_"]
         check_unit(normalize)
+        check_uses(baseline, binning, lambda_=lambda_, normalize=normalize, bootstrap=bootstrap)
+        check_credit(settings["credit"], lambda_=lambda_, bootstrap=bootstrap)
+        check_level(settings["second_level"], bootstrap=bootstrap)
         return {**settings, "baseline": baseline, "normalize": normalize}, bootstrap
 
     def _add_items(

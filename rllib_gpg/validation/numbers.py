@@ -123,6 +123,7 @@ def of_the_estimator(config: AlgorithmConfig, of: str) -> Iterator[str]:
             baseline_of(config),
             binning,
             lambda_=config.lambda_,
+            normalize=config.normalize_advantages,
             bootstrap=config.bootstrap_truncated,
             of_starts=config.episodes_per_start != 1,
         )

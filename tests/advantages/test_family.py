@@ -270,6 +270,11 @@ def test_an_outcome_is_remembered_apart_from_returns() -> None:
         ({"credit": "outcomes"}, "nearest is 'outcome'"),
         ({"credit": "outcome", "baseline": RidgeBaseline(), "lambda_": 0.9}, "credit='returns'"),
         ({"baseline": "optimal"}, "give `scores`"),
+        ({"baseline": "optimal", "normalize": True}, r"takes the mean.*normalize_advantages=False"),
+        (
+            {"baseline": "optimal", "starts": range(len(some_group(0)[1]))},
+            r"one for all starts.*baseline='bins'",
+        ),
         ({"baseline": "none", "lambda_": 0.9}, "don't see the state"),
         ({"normalize": "bin"}, "True, False or 'bins'"),
         (

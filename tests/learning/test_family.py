@@ -447,6 +447,11 @@ def test_a_preset_takes_back_what_another_has_set() -> None:
         ({"credit": "total"}, "credit must be one of"),
         ({"credit": "outcome", "baseline": "ridge", "lambda_": 0.9}, "`lambda_` < 1"),
         ({"baseline": "none", "baseline_decay": 0.5}, "remembers nothing"),
+        ({"baseline": "optimal"}, r"takes the mean.*normalize_advantages=False"),
+        (
+            {"baseline": "optimal", "normalize_advantages": "bins", "episodes_per_start": 2},
+            "one for all starts",
+        ),
         (
             {"baseline": "ridge", "bootstrap_truncated": True, "second_level": Level("time")},
             "`second_level`.*doesn't complete",
@@ -474,7 +479,7 @@ def test_a_recurrent_module_has_no_reference() -> None:
 
 
 def test_a_recurrent_module_has_no_optimal_constant() -> None:
-    config = small_config(Identity, baseline="optimal", group_size=2)
+    config = small_config(Identity, **presets.REINFORCE_BASELINE, group_size=2)
     config.rl_module(model_config={**SMALL_NET, "use_lstm": True, "max_seq_len": 8})
     with pytest.raises(ValueError, match=r"recurrent.*baseline='bins' or 'ridge'"):
         config.build_algo()
