@@ -77,10 +77,10 @@ class GroupAdvantageEstimation(ConnectorV2):
     `bins_explained_variance`, `group_advantage_std` (before advantages are normalised; 0: there is
     nothing to learn), `group_truncated_fraction` (of the trajectories, those that were cut and
     haven't ended); of undiscounted returns `group_return_mean`, `group_return_std` and their 10 %
-    and 90 % quantiles, `group_return_p10` and `group_return_p90`; and what the baseline itself logs
-    (`baseline_ridge_share`, `baseline_constant`). Where episodes share their starts, bins hold those
-    of one start only, and `group_equal_starts` is logged too: of how many starts all episodes have
-    the same undiscounted return (the sum over the module's agents).
+    and 90 % quantiles, `group_return_p10` and `group_return_p90`; and what baselines log themselves
+    (`baseline_ridge_share`, `baseline_constant`). Where episodes share starts, bins hold those of
+    one start only, and `group_equal_starts` is logged too: of how many starts all episodes have the
+    same undiscounted return (the sum over the module's agents).
     """
 
     # Env runners may leave infos behind. Binning functions and baselines are shown observations.
