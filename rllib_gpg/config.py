@@ -248,7 +248,7 @@ class GPGConfig(AlgorithmConfig):
                 what happens later is replaced by its value: less noise, some bias. 0.95 to 0.98 are
                 usual with "ridge"; refused with a baseline that doesn't see the state. Default 1.
             credit: What each step is credited with: "returns" (default), the rewards from it on;
-                "outcome", the sum of all rewards of its trajectory (outcome supervision); or
+                "outcome", the sum of all rewards of its episode (outcome supervision); or
                 "process", returns of rewards that are normalised over the group, or over the
                 episodes of their start (process supervision; with gamma 1 that of GRPO).
             second_level: A second comparison whose advantages are added, such as

@@ -252,13 +252,13 @@ class GroupAdvantageEstimation(ConnectorV2):
             decay=settings.pop("baseline_decay"),
             leave_one_out=settings.pop("leave_one_out"),
         )
-        bootstrap = settings.pop("bootstrap_truncated")
-        binning = resolve_binning(settings["binning"])
-        normalize, lambda_ = settings.pop("normalize_advantages"), settings["lambda_"]
+        bootstrap, normalize = map(settings.pop, ("bootstrap_truncated", "normalize_advantages"))
+        binning, lambda_ = resolve_binning(settings["binning"]), settings["lambda_"]
         check_unit(normalize)
         check_uses(baseline, binning, lambda_=lambda_, normalize=normalize, bootstrap=bootstrap)
-        check_credit(settings["credit"], lambda_=lambda_, bootstrap=bootstrap)
-        check_level(settings["second_level"], bootstrap=bootstrap)
+        of_these = {"bootstrap": bootstrap, "of_pieces": self._fragments}
+        check_credit(settings["credit"], lambda_=lambda_, **of_these)
+        check_level(settings["second_level"], **of_these)
         return {**settings, "baseline": baseline, "normalize": normalize}, bootstrap
 
     def _add_items(

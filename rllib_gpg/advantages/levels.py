@@ -44,12 +44,18 @@ class Level:
             raise ValueError(f"weight must be a number >= 0, got {self.weight!r}.")
 
 
-def check_level(level: object, *, bootstrap: bool = False) -> None:
+def check_level(level: object, *, bootstrap: bool = False, of_pieces: bool = False) -> None:
     """Refuses what is no second level, and one that would compare other returns than the first.
+
+    Args:
+        level: What may be one.
+        bootstrap: Whether the returns of truncated trajectories are to be completed.
+        of_pieces: Whether trajectories may be pieces of episodes.
 
     Raises:
         TypeError: If it is neither a level nor None.
-        ValueError: If the returns of truncated trajectories are to be completed.
+        ValueError: If the returns of truncated trajectories are to be completed; or as
+            `check_credit` does.
     """
     if level is None:
         return
@@ -60,3 +66,4 @@ def check_level(level: object, *, bootstrap: bool = False) -> None:
             "a second level compares returns that stop at a cut, which `bootstrap_truncated` "
             "doesn't complete for it: leave one of the two out."
         )
+    check_credit(level.credit, of_pieces=of_pieces)

@@ -14,7 +14,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_gpg import GPG, presets
-from rllib_gpg.advantages import Level
+from rllib_gpg.advantages import GroupAdvantageEstimation, Level
 from rllib_gpg.learning import GPGTRPOTorchLearner
 from rllib_gpg.learning.surrogates import Clip, resolve_surrogate
 from rllib_gpg.learning.trajectories import LOSS_WEIGHTS, TRAJECTORIES, loss_weights
@@ -461,6 +461,25 @@ def test_a_preset_takes_back_what_another_has_set() -> None:
 def test_what_cannot_be_meant_is_refused(training: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         small_config(Identity, **training).validate()
+
+
+@pytest.mark.parametrize(
+    ("training", "of"),
+    [
+        ({"credit": "outcome"}, "credit"),
+        ({"second_level": Level("time", "outcome")}, "second_level"),
+    ],
+    ids=["first", "second"],
+)
+def test_pieces_of_episodes_have_no_outcome(training: dict[str, Any], of: str) -> None:
+    """Those without the end would look like failures, and those from halfway on like others."""
+    config = small_config(Identity, group_size=4, **training)
+    config.env_runners(batch_mode="truncate_episodes", rollout_fragment_length=7)
+    with pytest.raises(ValueError, match=rf"`{of}`: .*a piece has but a part.*credit='returns'"):
+        config.validate()
+    config.training(credit="process", second_level=Level("time")).validate()
+    with pytest.raises(ValueError, match="a piece has but a part"):
+        GroupAdvantageEstimation(gamma=1.0, fragments=True, **training)
 
 
 @pytest.mark.parametrize("surrogate", ["soft_gate", Clip(dual=3.0)])
