@@ -324,7 +324,7 @@ def _scores(
     baseline: Baseline,
     rl_module: RLModule,
     module_id: ModuleID,
-    columns: Mapping[str, Any] | None,
+    columns: dict[str, Any] | None,
     group: Sequence[SingleAgentEpisode],
 ) -> ScoreFunction | None:
     """Returns the gradients of a module's policy, if the baseline asks for them.

@@ -11,7 +11,9 @@ import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.examples.rl_modules.classes.random_rlm import RandomRLModule
 
 from rllib_gpg import GPG, presets
 from rllib_gpg.advantages import GroupAdvantageEstimation, Level
@@ -529,3 +531,34 @@ def test_the_optimal_constant_takes_the_policys_own_gradients() -> None:
         others = [m for m in range(len(episodes)) if m != n]
         best = sum(squares[m] * totals[m] for m in others) / sum(squares[m] for m in others)
         np.testing.assert_allclose(advantages, totals[n] - best, rtol=1e-4, atol=1e-3)
+
+
+class ReadsItsBatch(LinearPolicy):
+    """A user's own, which looks at more than observations when it learns."""
+
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        assert len(batch[Columns.ACTION_LOGP]) == len(batch[Columns.OBS])
+        return self._forward(batch)
+
+
+class Frozen(LinearPolicy):
+    def setup(self) -> None:
+        super().setup()
+        self.requires_grad_(False)
+
+
+@pytest.mark.parametrize("module_class", [ReadsItsBatch, Frozen, RandomRLModule])
+def test_the_optimal_constant_of_any_module(module_class: Any) -> None:
+    """Also of one that isn't trained, which has no gradients: of it, it is 0."""
+    config = two_policies(**presets.REINFORCE_BASELINE)
+    specs = {
+        "a": RLModuleSpec(module_class=LinearPolicy),
+        "b": RLModuleSpec(module_class=module_class),
+    }
+    config.rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=specs), model_config={})
+    if module_class is not ReadsItsBatch:
+        config.multi_agent(policies_to_train=["a"])
+    with built(config) as algo:
+        results = algo.train()["learners"]
+    assert results["a"]["baseline_constant"] != 0.0
+    assert (results["b"]["baseline_constant"] != 0.0) == (module_class is ReadsItsBatch)
