@@ -14,6 +14,7 @@ _OF_REFERENCE = ("reference", "reference_refresh")
 _OF_PPO = (
     "surrogate",
     "clip_param",
+    "ratio_level",
     "grad_clip",
     "lr",
     "use_kl_loss",
