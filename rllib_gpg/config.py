@@ -300,7 +300,8 @@ class GPGConfig(AlgorithmConfig):
             learner_class: How the policy is moved. Default None: `GPGTorchLearner`, by PPO's
                 clipped loss. `rllib_gpg.learning.GPGTRPOTorchLearner` makes one step of TRPO per
                 group, so set `num_epochs=1` and `num_minibatches=1` with it; `lr`, `grad_clip`,
-                the surrogate, the reference and the KL loss then mean nothing. Or a subclass of either.
+                the surrogate, the reference and the KL loss mean nothing to it. Or a subclass of
+                either.
             max_kl: TRPO's bound on the mean KL(old, new) over the steps of a group. Larger is
                 faster as long as the group is large enough to know the direction; 0.001 to 0.05
                 are usual. Default 0.01, as in its paper.

@@ -61,6 +61,9 @@ def naive_loss(
             x = torch.exp(reference[s] - logp)
             kl = x - torch.log(x) - 1.0
             losses.append(-surrogate(ratio, adv[s]) + config.reference_kl_coeff * kl)
+            if config.use_kl_loss:
+                was, new = torch.log_softmax(old[s], 0), torch.log_softmax(logits[s], 0)
+                losses[-1] = losses[-1] + config.kl_coeff * (was.exp() * (was - new)).sum()
         of_trajectories.append(torch.stack(losses))
         start += length
     if config.loss_averaging == "steps":
@@ -71,7 +74,9 @@ def naive_loss(
     return (sums / config.loss_averaging).mean()
 
 
-@pytest.mark.parametrize("surrogate", ["clip", "soft_gate", "clipped_weight", Clip(0.2, 0.3, 2.0)])
+@pytest.mark.parametrize(
+    "surrogate", ["clip", "soft_gate", "clipped_weight", "unclipped", Clip(0.2, 0.3, 2.0)]
+)
 def test_losses_and_gradients_against_a_naive_version(
     surrogate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +89,7 @@ def test_losses_and_gradients_against_a_naive_version(
             ratio_level=level,
             loss_averaging=averaging,
             reference_kl_coeff=coeff,
+            use_kl_loss=coeff > 0.0,
             num_minibatches=1,
         )
         lengths = rng.integers(1, 6, size=5).tolist()
@@ -263,6 +269,11 @@ def test_a_run_that_was_cut_keeps_its_reference(tmp_path: Path) -> None:
         for _ in range(3):
             algo.train()
         whole = snapshot(algo)
+        # In place too, which is back from a later reference.
+        algo.restore_from_path(checkpoint)
+        for _ in range(3):
+            algo.train()
+        assert same(snapshot(algo), whole)
     restored = GPG.from_checkpoint(checkpoint)
     for _ in range(3):
         restored.train()
