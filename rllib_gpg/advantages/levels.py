@@ -14,8 +14,12 @@ from rllib_gpg.advantages.units import check_unit
 class Level:
     """A second comparison of the same group, with plain bins of returns that stop at a cut.
 
+    A trajectory's own return is in their mean if it is in the first baseline. Where episodes share
+    starts, bins are those of one start here too.
+
     GiGPO (Feng et al., 2025) compares whole trajectories first, and then what follows the same
-    state in different trajectories: `credit="outcome"`, universal bins and `Level("state")`.
+    state in different trajectories: `credit="outcome"`, universal bins and `Level("state")`. As in
+    all bins here, a trajectory enters a state's mean once, at its first visit; in GiGPO at each.
 
     Args:
         binning: Which steps are compared.
