@@ -502,6 +502,23 @@ def test_bounds_that_do_nothing_are_warned_of(surrogate: Any) -> None:
         small_config(Identity, surrogate=surrogate, clip_param=0.3).validate()
 
 
+def test_shared_starts_that_nothing_compares_are_warned_of() -> None:
+    starts = {**presets.REINFORCE_PP, "episodes_per_start": 4}
+    with pytest.warns(
+        UserWarning, match="`episodes_per_start` does nothing with `baseline='none'`"
+    ):
+        small_config(Identity, **starts).validate()
+    # What makes them of use. Other warnings are errors here.
+    for of_use in (
+        {"max_extra_starts": 2},
+        {"normalize_advantages": "bins"},
+        {"second_level": Level("time")},
+        {"credit": "process"},
+        {"baseline": "bins"},
+    ):
+        small_config(Identity, **{**starts, **of_use}).validate()
+
+
 def test_a_recurrent_module_has_no_reference() -> None:
     """Its states in the batch are the policy's, and mean nothing to another network."""
     config = small_config(Identity, reference_kl_coeff=0.1)
