@@ -390,9 +390,8 @@ class GroupAlgorithm(Algorithm):
             ValueError: If the module can't have settings that `config_overrides` gives it, or that
                 all have. Nothing is added then.
         """
-        overrides = kwargs.get("config_overrides") or {}
-        check_overrides(self.config, module_id, overrides)
-        check_new_module(self.config, self.spaces, module_id, module_spec, overrides)
+        check_overrides(self.config, module_id, kwargs.get("config_overrides") or {})
+        check_new_module(self.config, self.spaces, module_id, module_spec, kwargs)
         self._groups.drop()
         spec = super().add_module(module_id, module_spec, **kwargs)
         for each_id, each in spec.rl_module_specs.items():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.typing import ModuleID
@@ -75,6 +76,16 @@ class References:
         self._modules = {mid: _frozen(modules[mid]) for mid in state if mid in modules}
         for module_id, reference in self._modules.items():
             reference.set_state(state[module_id])
+
+
+def needs_reference(config: AlgorithmConfig, module_id: ModuleID) -> bool:
+    """Whether a module is sure to be asked for its reference.
+
+    What a function says of whom to train is known with the first batch.
+    """
+    trained = config.policies_to_train
+    is_trained = trained is None or (not callable(trained) and module_id in trained)
+    return is_trained and config.get_config_for_module(module_id).reference_kl_coeff > 0.0
 
 
 def check_has_reference(module_id: ModuleID, module: TorchRLModule) -> None:

@@ -29,7 +29,7 @@ from ray.rllib.utils.typing import ModuleID, ResultDict, StateDict
 from torch import Tensor
 
 from rllib_gpg.learning.pipeline import forget_module, get_pieces_state, set_pieces_state
-from rllib_gpg.learning.reference import References, check_has_reference
+from rllib_gpg.learning.reference import References, check_has_reference, needs_reference
 from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.surrogates import (
     reference_kl,
@@ -246,11 +246,7 @@ class GPGTorchLearner(UpdateLoop):
 
     def _prepare_reference(self, module_id: ModuleID, module: TorchRLModule) -> None:
         """Refuses a reference that can't be, before it costs a group; loads one that is named."""
-        trained = self.config.policies_to_train
-        # What a function says of it is known with the first batch.
-        is_trained = trained is None or (not callable(trained) and module_id in trained)
-        coeff = self.config.get_config_for_module(module_id).reference_kl_coeff
-        if coeff == 0.0 or not is_trained:
+        if not needs_reference(self.config, module_id):
             return
         check_has_reference(module_id, module)
         # Without a name it is the policy that the run begins with, which is perhaps restored yet.

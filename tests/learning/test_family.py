@@ -410,6 +410,21 @@ def test_a_recurrent_module_that_comes_later_is_refused_before_it_is_there(
         assert np.isfinite(algo.train()["learners"]["a"]["policy_loss"])
 
 
+def test_a_module_that_comes_later_needs_a_reference_if_it_is_trained(tmp_path: Path) -> None:
+    """The checkpoint has none for it, and no group is to be lost to that."""
+    config = small_config(MultiIdentity).environment(env_config={"num_agents": 2})
+    config.multi_agent(policies={"a"}, policy_mapping_fn=lambda agent, episode: "a")
+    with built(config.copy()) as algo:
+        checkpoint = str(algo.save_to_path(tmp_path))
+    with built(config.training(reference_kl_coeff=0.1, reference=checkpoint)) as algo:
+        spec = RLModuleSpec.from_module(algo.get_module("a"))
+        mapping = {"new_agent_to_module_mapping_fn": lambda agent, episode: "ab"[int(agent)]}
+        with pytest.raises(ValueError, match="fits module 'b'"):
+            algo.add_module("b", spec, **mapping)
+        algo.add_module("b", spec, **mapping, new_should_module_be_updated=["a"])
+        assert np.isfinite(algo.train()["learners"]["a"]["reference_kl"])
+
+
 # The presets.
 
 
