@@ -31,7 +31,7 @@ class Surrogate:
 
     @property
     def bounds_ratio(self) -> bool:
-        """Whether a policy that has moved far gains nothing more by moving further."""
+        """Whether steps with ratios far from 1 are held back, for several updates per group."""
         return True
 
     def __call__(self, ratio: Tensor, advantages: Tensor) -> Tensor:
