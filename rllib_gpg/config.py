@@ -242,12 +242,13 @@ class GPGConfig(AlgorithmConfig):
                 more from each episode where groups are small or episodes long; or an object such as
                 `rllib_gpg.advantages.RidgeBaseline(num_features=128)`, also of a class of one's
                 own. With "ridge" set `lambda_` too. "none" compares with nothing (REINFORCE),
-                "optimal" with the constant that makes the gradient vary least.
+                "optimal" with the constant that makes the gradient vary least, which
+                `normalize_advantages=True` would take away again: that is refused.
             lambda_: PPO's name, and GAE's λ, over a baseline that isn't trained. Below 1, part of
                 what happens later is replaced by its value: less noise, some bias. 0.95 to 0.98 are
                 usual with "ridge"; refused with a baseline that doesn't see the state. Default 1.
             credit: What each step is credited with: "returns" (default), the rewards from it on;
-                "outcome", the sum of all rewards of its trajectory (outcome supervision); or
+                "outcome", the sum of all rewards of its episode (outcome supervision); or
                 "process", returns of rewards that are normalised over the group, or over the
                 episodes of their start (process supervision; with gamma 1 that of GRPO).
             second_level: A second comparison whose advantages are added, such as
@@ -270,8 +271,8 @@ class GPGConfig(AlgorithmConfig):
                 or (lower, upper), as in DAPO's (0.2, 0.28). Of "clip" and "clipped_weight". Smaller
                 is safer and slower; 0.1 to 0.3 are usual. Default 0.2.
             ratio_level: "step" (default), or "trajectory": one ratio per trajectory, the geometric
-                mean of those of its steps (GSPO), which are much closer to 1. Needs all of a
-                trajectory at once: `num_minibatches=1`.
+                mean of those of its steps (GSPO), which are much closer to 1. Steps keep their own
+                advantages (GSPO-token). Needs all of a trajectory at once: `num_minibatches=1`.
             loss_averaging: "steps" (default): the mean over all steps. "trajectories": the mean
                 over trajectories of the mean over their steps (GRPO). A number c: the mean over
                 trajectories of the sum over their steps, over c, such as the episodes' limit
@@ -280,7 +281,9 @@ class GPGConfig(AlgorithmConfig):
                 sampled actions. 0.01 to 0.1 are usual; refused for recurrent modules. Default 0:
                 there is no reference.
             reference: The checkpoint, of an algorithm or of a module, that the reference policy is
-                from: an absolute path or a URI. Default None: the policy that the run begins with.
+                from: an absolute path or a URI. Checkpoints of the run have it too; restored with a
+                config that still names it, the run looks for it again. Default None: the policy
+                that the run begins with.
             reference_refresh: The reference becomes the policy after every so many updates.
                 Default None: never.
             sample_ahead: How many groups are sampled ahead: with 1, the next one while the policy
@@ -299,7 +302,8 @@ class GPGConfig(AlgorithmConfig):
             learner_class: How the policy is moved. Default None: `GPGTorchLearner`, by PPO's
                 clipped loss. `rllib_gpg.learning.GPGTRPOTorchLearner` makes one step of TRPO per
                 group, so set `num_epochs=1` and `num_minibatches=1` with it; `lr`, `grad_clip`,
-                `clip_param` and the KL loss then mean nothing. Or a subclass of either.
+                the surrogate, the reference and the KL loss mean nothing to it. Or a subclass of
+                either.
             max_kl: TRPO's bound on the mean KL(old, new) over the steps of a group. Larger is
                 faster as long as the group is large enough to know the direction; 0.001 to 0.05
                 are usual. Default 0.01, as in its paper.

@@ -48,6 +48,7 @@ from rllib_gpg.sampling.starts import NUM_EXTRA_STARTS
 from rllib_gpg.seeding import RunSeed
 from rllib_gpg.threads import threads_of_main_process
 from rllib_gpg.validation import (
+    check_new_module,
     check_overrides,
     check_spaces,
     warn_of_unknown_modules,
@@ -386,10 +387,11 @@ class GroupAlgorithm(Algorithm):
         """Adds a module; the agents mapped to it are a group from the next iteration on.
 
         Raises:
-            ValueError: If the module can't have settings that `config_overrides` gives it. Nothing
-                is added then.
+            ValueError: If the module can't have settings that `config_overrides` gives it, or that
+                all have. Nothing is added then.
         """
         check_overrides(self.config, module_id, kwargs.get("config_overrides") or {})
+        check_new_module(self.config, self.spaces, module_id, module_spec, kwargs)
         self._groups.drop()
         spec = super().add_module(module_id, module_spec, **kwargs)
         for each_id, each in spec.rl_module_specs.items():

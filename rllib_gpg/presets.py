@@ -109,7 +109,12 @@ GSPO: Final[Preset] = {
 }
 
 # Gao et al., 2025: a smooth gate in place of the clip.
-SAPO: Final[Preset] = {**GPG, **_OUTCOME, "surrogate": "soft_gate"}
+SAPO: Final[Preset] = {
+    **GPG,
+    **_OUTCOME,
+    "surrogate": "soft_gate",
+    "loss_averaging": "trajectories",
+}
 
 # MiniMax, 2025: a clipped weight, so that every step keeps its gradient.
 CISPO: Final[Preset] = {**GPG, **_OUTCOME, "surrogate": ClippedWeight()}

@@ -47,7 +47,7 @@ QUESTIONS: dict[str, list[dict[str, Any]]] = {
         {"baseline": "ridge", "lambda_": 0.9, "credit": "returns"},
         {"baseline": "ridge", "bootstrap_truncated": True, "credit": "returns"},
         {"baseline": "none"},
-        {"baseline": "optimal"},
+        {"baseline": "optimal", "normalize_advantages": False},
         {"baseline": BinBaseline(decay=0.5)},
         {"leave_one_out": True},
     ],

@@ -77,10 +77,10 @@ class GroupAdvantageEstimation(ConnectorV2):
     `bins_explained_variance`, `group_advantage_std` (before advantages are normalised; 0: there is
     nothing to learn), `group_truncated_fraction` (of the trajectories, those that were cut and
     haven't ended); of undiscounted returns `group_return_mean`, `group_return_std` and their 10 %
-    and 90 % quantiles, `group_return_p10` and `group_return_p90`; and what the baseline itself logs
-    (`baseline_ridge_share`). Where episodes share their starts, bins hold those of one start only,
-    and `group_equal_starts` is logged too: of how many starts all episodes have the same
-    undiscounted return (the sum over the module's agents).
+    and 90 % quantiles, `group_return_p10` and `group_return_p90`; and what baselines log themselves
+    (`baseline_ridge_share`, `baseline_constant`). Where episodes share starts, bins hold those of
+    one start only, and `group_equal_starts` is logged too: of how many starts all episodes have the
+    same undiscounted return (the sum over the module's agents).
     """
 
     # Env runners may leave infos behind. Binning functions and baselines are shown observations.
@@ -252,13 +252,13 @@ class GroupAdvantageEstimation(ConnectorV2):
             decay=settings.pop("baseline_decay"),
             leave_one_out=settings.pop("leave_one_out"),
         )
-        bootstrap = settings.pop("bootstrap_truncated")
-        binning = resolve_binning(settings["binning"])
-        check_uses(baseline, binning, lambda_=settings["lambda_"], bootstrap=bootstrap)
-        check_credit(settings["credit"], lambda_=settings["lambda_"], bootstrap=bootstrap)
-        check_level(settings["second_level"], bootstrap=bootstrap)
-        normalize = settings.pop("normalize_advantages")
+        bootstrap, normalize = map(settings.pop, ("bootstrap_truncated", "normalize_advantages"))
+        binning, lambda_ = resolve_binning(settings["binning"]), settings["lambda_"]
         check_unit(normalize)
+        check_uses(baseline, binning, lambda_=lambda_, normalize=normalize, bootstrap=bootstrap)
+        of_these = {"bootstrap": bootstrap, "of_pieces": self._fragments}
+        check_credit(settings["credit"], lambda_=lambda_, **of_these)
+        check_level(settings["second_level"], **of_these)
         return {**settings, "baseline": baseline, "normalize": normalize}, bootstrap
 
     def _add_items(
@@ -324,7 +324,7 @@ def _scores(
     baseline: Baseline,
     rl_module: RLModule,
     module_id: ModuleID,
-    columns: Mapping[str, Any] | None,
+    columns: dict[str, Any] | None,
     group: Sequence[SingleAgentEpisode],
 ) -> ScoreFunction | None:
     """Returns the gradients of a module's policy, if the baseline asks for them.

@@ -18,8 +18,16 @@ CREDITS = (RETURNS, OUTCOME, PROCESS)
 _MIN_STD = 1e-4
 
 
-def check_credit(credit: str, *, lambda_: float = 1.0, bootstrap: bool = False) -> None:
+def check_credit(
+    credit: str, *, lambda_: float = 1.0, bootstrap: bool = False, of_pieces: bool = False
+) -> None:
     """Refuses what is no credit, and what an outcome can't mean.
+
+    Args:
+        credit: One of `CREDITS`.
+        lambda_: λ of the λ-returns, 1 for plain returns.
+        bootstrap: Whether the returns of truncated trajectories are to be completed.
+        of_pieces: Whether trajectories may be pieces of episodes.
 
     Raises:
         ValueError: Says what is known, or why not.
@@ -34,6 +42,12 @@ def check_credit(credit: str, *, lambda_: float = 1.0, bootstrap: bool = False) 
         raise ValueError(
             f"credit='{OUTCOME}' gives every step the total of its trajectory: there is nothing "
             "that `lambda_` < 1 or `bootstrap_truncated` could replace or complete. Take "
+            f"credit='{RETURNS}'."
+        )
+    if credit == OUTCOME and of_pieces:
+        raise ValueError(
+            f"credit='{OUTCOME}' gives every step the total of its episode, of which a piece has "
+            "but a part (`batch_mode='truncate_episodes'`). Take whole episodes, or "
             f"credit='{RETURNS}'."
         )
 

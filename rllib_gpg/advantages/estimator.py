@@ -233,10 +233,17 @@ def estimate_group(
     binning = resolve_binning(binning)
     baseline = resolve_baseline(baseline, leave_one_out=leave_one_out)
     bootstrap, of_starts = final_observations is not None, starts is not None
-    check_uses(baseline, binning, lambda_=lambda_, bootstrap=bootstrap, of_starts=of_starts)
+    check_unit(normalize)
+    check_uses(
+        baseline,
+        binning,
+        lambda_=lambda_,
+        normalize=normalize,
+        bootstrap=bootstrap,
+        of_starts=of_starts,
+    )
     check_credit(credit, lambda_=lambda_, bootstrap=bootstrap)
     check_level(second_level, bootstrap=bootstrap)
-    check_unit(normalize)
     names = names or default_names(rewards)
     observations, rewards = as_arrays(observations, rewards, names)
     check_finite(observations, rewards, names)

@@ -14,8 +14,12 @@ from rllib_gpg.advantages.units import check_unit
 class Level:
     """A second comparison of the same group, with plain bins of returns that stop at a cut.
 
+    A trajectory's own return is in their mean if it is in the first baseline. Where episodes share
+    starts, bins are those of one start here too.
+
     GiGPO (Feng et al., 2025) compares whole trajectories first, and then what follows the same
-    state in different trajectories: `credit="outcome"`, universal bins and `Level("state")`.
+    state in different trajectories: `credit="outcome"`, universal bins and `Level("state")`. As in
+    all bins here, a trajectory enters a state's mean once, at its first visit; in GiGPO at each.
 
     Args:
         binning: Which steps are compared.
@@ -44,12 +48,18 @@ class Level:
             raise ValueError(f"weight must be a number >= 0, got {self.weight!r}.")
 
 
-def check_level(level: object, *, bootstrap: bool = False) -> None:
+def check_level(level: object, *, bootstrap: bool = False, of_pieces: bool = False) -> None:
     """Refuses what is no second level, and one that would compare other returns than the first.
+
+    Args:
+        level: What may be one.
+        bootstrap: Whether the returns of truncated trajectories are to be completed.
+        of_pieces: Whether trajectories may be pieces of episodes.
 
     Raises:
         TypeError: If it is neither a level nor None.
-        ValueError: If the returns of truncated trajectories are to be completed.
+        ValueError: If the returns of truncated trajectories are to be completed; or as
+            `check_credit` does.
     """
     if level is None:
         return
@@ -60,3 +70,4 @@ def check_level(level: object, *, bootstrap: bool = False) -> None:
             "a second level compares returns that stop at a cut, which `bootstrap_truncated` "
             "doesn't complete for it: leave one of the two out."
         )
+    check_credit(level.credit, of_pieces=of_pieces)

@@ -91,7 +91,7 @@ Symptom = Callable[[Iteration], str | None]
 
 def all_alone(seen: Iteration) -> str | None:
     """Every first visit is alone in its bin."""
-    if not seen.compares_within_group or seen["group_singleton_fraction"] < 1.0:
+    if not (seen.compares_within_group and seen["group_singleton_fraction"] >= 1.0):
         return None
     return (
         "all first visits are alone in their bin, so each step is compared with itself: nothing is "

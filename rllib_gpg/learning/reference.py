@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.typing import ModuleID
@@ -64,17 +65,27 @@ class References:
         return {module_id: module.get_state() for module_id, module in self._modules.items()}
 
     def set_state(
-        self, state: dict[ModuleID, Any], module_of: Callable[[ModuleID], TorchRLModule]
+        self, state: Mapping[ModuleID, Any], modules: Mapping[ModuleID, TorchRLModule]
     ) -> None:
-        """Restores what `get_state` returned.
+        """Restores what `get_state` returned, of the modules that are there, as RLlib does.
 
         Args:
             state: The weights.
-            module_of: Gives modules to copy the rest from.
+            modules: The policies, to copy the rest from.
         """
-        self._modules = {module_id: _frozen(module_of(module_id)) for module_id in state}
-        for module_id, weights in state.items():
-            self._modules[module_id].set_state(weights)
+        self._modules = {mid: _frozen(modules[mid]) for mid in state if mid in modules}
+        for module_id, reference in self._modules.items():
+            reference.set_state(state[module_id])
+
+
+def needs_reference(config: AlgorithmConfig, module_id: ModuleID) -> bool:
+    """Whether a module is sure to be asked for its reference.
+
+    What a function says of whom to train is known with the first batch.
+    """
+    trained = config.policies_to_train
+    is_trained = trained is None or (not callable(trained) and module_id in trained)
+    return is_trained and config.get_config_for_module(module_id).reference_kl_coeff > 0.0
 
 
 def check_has_reference(module_id: ModuleID, module: TorchRLModule) -> None:
@@ -100,7 +111,7 @@ def _load(reference: TorchRLModule, path: str, module_id: ModuleID) -> None:
     found = None
     for folder in (f"{path}/{_MODULES}/{module_id}", path):
         try:
-            reference.restore_from_path(folder)
+            _restore(reference, folder)
             return
         # PyTorch's own for weights of another shape is a RuntimeError.
         except (FileNotFoundError, ValueError, KeyError, RuntimeError) as error:
@@ -109,3 +120,17 @@ def _load(reference: TorchRLModule, path: str, module_id: ModuleID) -> None:
         f"`reference`={path!r} is no checkpoint with a policy that fits module {module_id!r}: "
         f"{found}"
     )
+
+
+def _restore(reference: TorchRLModule, folder: str) -> None:
+    """Restores a module, all of it: RLlib leaves what the checkpoint hasn't as it is.
+
+    Raises:
+        ValueError: Names what the checkpoint hasn't.
+    """
+    weights = {n: w for n, w in reference.state_dict().items() if w.is_floating_point()}
+    for weight in weights.values():
+        weight.fill_(torch.nan)
+    reference.restore_from_path(folder)
+    if missing := [name for name, weight in weights.items() if weight.isnan().any()]:
+        raise ValueError(f"it has no {', '.join(missing)}.")

@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-import tree
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from ray.rllib.core.rl_module.rl_module import RLModule
 from torch import Tensor
+
+from rllib_gpg.learning.batch import ModuleBatch, take_rows
 
 
 def score_products(
-    module: TorchRLModule,
-    columns: Mapping[str, Any],
+    module: RLModule,
+    columns: ModuleBatch,
     lengths: Sequence[int],
     return_S: np.ndarray,
 ) -> np.ndarray:
     """Returns [N, 2], the products <G, g> and <g, g> of every trajectory.
 
-    g = sum_t grad log pi(a|s) and G = sum_t R grad log pi(a|s), over the policy's parameters.
+    g = sum_t grad log pi(a|s) and G = sum_t R grad log pi(a|s), over the policy's parameters; 0 if
+    it has none to be moved.
 
     Args:
         module: The policy.
-        columns: Its batch: observations and actions [S, ..], trajectory after trajectory.
+        columns: Its batch [S, ..], trajectory after trajectory.
         lengths: [N], the steps of each trajectory.
         return_S: [S], R.
     """
-    parameters = [weights for weights in module.parameters() if weights.requires_grad]
-    inputs = {name: columns[name] for name in (Columns.OBS, Columns.ACTIONS)}
+    all_parameters = module.parameters() if isinstance(module, torch.nn.Module) else ()
+    parameters = [weights for weights in all_parameters if weights.requires_grad]
     products, start = np.zeros((len(lengths), 2)), 0
+    if not parameters:
+        return products
     for n, length in enumerate(lengths):
-        steps = slice(start, start + length)
-        batch = tree.map_structure(lambda column, steps=steps: column[steps], inputs)
-        dist_inputs = module.forward_train({Columns.OBS: batch[Columns.OBS]})
+        steps = np.arange(start, start + length)
+        batch = take_rows(columns, steps)
+        dist_inputs = module.forward_train(batch)
         dist = module.get_train_action_dist_cls().from_logits(
             dist_inputs[Columns.ACTION_DIST_INPUTS]
         )

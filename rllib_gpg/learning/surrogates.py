@@ -31,7 +31,7 @@ class Surrogate:
 
     @property
     def bounds_ratio(self) -> bool:
-        """Whether a policy that has moved far gains nothing more by moving further."""
+        """Whether steps with ratios far from 1 are held back, for several updates per group."""
         return True
 
     def __call__(self, ratio: Tensor, advantages: Tensor) -> Tensor:
@@ -211,25 +211,31 @@ def step_ratio(log_ratio: Tensor) -> Tensor:
     """Returns pi(a|s) / pi_old(a|s), or a number as good where it is out of all bounds.
 
     Args:
-        log_ratio: log pi(a|s) - log pi_old(a|s), or a mean of such.
+        log_ratio: log pi(a|s) - log pi_old(a|s).
     """
-    return torch.exp(log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    return torch.exp(_within_numbers(log_ratio))
 
 
 def trajectory_ratio(log_ratio: Tensor, trajectory: Tensor) -> Tensor:
     """Returns each trajectory's ratio to the power of 1 / its length, at all of its steps (GSPO).
 
-    Zheng et al., 2025. All steps of a trajectory must be there.
+    Its gradient at a step is that of the step's own log pi, times the ratio: GSPO-token (Zheng et
+    al., 2025, section 4.3). Where all steps of a trajectory have one advantage that is GSPO's
+    gradient; elsewhere that of the mean would give each step the sum of all their advantages.
 
     Args:
-        log_ratio: log pi(a|s) - log pi_old(a|s), [B].
+        log_ratio: log pi(a|s) - log pi_old(a|s), [B]. All steps of a trajectory must be there.
         trajectory: The number of the trajectory that each step is of, integers >= 0, [B].
     """
+    log_ratio = _within_numbers(log_ratio)
+    fixed = log_ratio.detach()
     # s(n) = exp(mean over t of log ratio(n,t))
-    zeros = log_ratio.new_zeros(int(trajectory.max()) + 1)
-    sums = zeros.index_add(0, trajectory, log_ratio)
-    counts = zeros.index_add(0, trajectory, torch.ones_like(log_ratio))
-    return step_ratio(sums / counts.clamp(min=1.0))[trajectory]
+    zeros = fixed.new_zeros(int(trajectory.max()) + 1)
+    sums = zeros.index_add(0, trajectory, fixed)
+    counts = zeros.index_add(0, trajectory, torch.ones_like(fixed))
+    ratio = torch.exp(sums / counts.clamp(min=1.0))
+    # stop_gradient(s(n)) pi(a|s) / stop_gradient(pi(a|s))
+    return ratio[trajectory] * torch.exp(log_ratio - fixed)
 
 
 def reference_kl(log_x: Tensor) -> Tensor:
@@ -239,7 +245,12 @@ def reference_kl(log_x: Tensor) -> Tensor:
         log_x: log pi_ref(a|s) - log pi(a|s).
     """
     # x - log x - 1, x = pi_ref / pi
+    log_x = log_x.clamp(max=_MAX_LOG_RATIO)
     return torch.expm1(log_x) - log_x
+
+
+def _within_numbers(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
 
 
 def _outside(ratio: Tensor, low: float, high: float) -> Tensor:

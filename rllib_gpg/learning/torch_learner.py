@@ -29,7 +29,7 @@ from ray.rllib.utils.typing import ModuleID, ResultDict, StateDict
 from torch import Tensor
 
 from rllib_gpg.learning.pipeline import forget_module, get_pieces_state, set_pieces_state
-from rllib_gpg.learning.reference import References, check_has_reference
+from rllib_gpg.learning.reference import References, check_has_reference, needs_reference
 from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.surrogates import (
     reference_kl,
@@ -211,7 +211,7 @@ class GPGTorchLearner(UpdateLoop):
         self._schedule_steps = state.get(_SCHEDULE_STEPS, self._schedule_steps)
         self._num_updates = state.get(_NUM_UPDATES, self._num_updates)
         if _REFERENCES in state:
-            self._references.set_state(state[_REFERENCES], lambda mid: self.module[mid])
+            self._references.set_state(state[_REFERENCES], self.module)
         set_pieces_state(self._learner_connector, state.get(_CONNECTOR_PIECES, {}))
         self._entropy_coeff_schedulers.clear()
         # The optimizer's state has brought along the learning rate it was saved with.
@@ -246,7 +246,7 @@ class GPGTorchLearner(UpdateLoop):
 
     def _prepare_reference(self, module_id: ModuleID, module: TorchRLModule) -> None:
         """Refuses a reference that can't be, before it costs a group; loads one that is named."""
-        if self.config.get_config_for_module(module_id).reference_kl_coeff == 0.0:
+        if not needs_reference(self.config, module_id):
             return
         check_has_reference(module_id, module)
         # Without a name it is the policy that the run begins with, which is perhaps restored yet.

@@ -28,7 +28,8 @@ from rllib_gpg.learning.natural_gradient import (
     hessian_product,
     line_search,
 )
-from rllib_gpg.learning.torch_learner import GPGTorchLearner, ratios, weighed
+from rllib_gpg.learning.surrogates import step_ratio
+from rllib_gpg.learning.torch_learner import GPGTorchLearner, weighed
 
 logger = logging.getLogger("ray.rllib")
 
@@ -85,7 +86,7 @@ class GPGTRPOTorchLearner(GPGTorchLearner):
         mean = self._mean_over_steps(batch)
         new = self._distribution(module_id, fwd_out[Columns.ACTION_DIST_INPUTS])
         # ratio = pi(a|s) / pi_old(a|s)
-        ratio = ratios(new.logp(batch[Columns.ACTIONS]) - batch[Columns.ACTION_LOGP], batch)
+        ratio = step_ratio(new.logp(batch[Columns.ACTIONS]) - batch[Columns.ACTION_LOGP])
         return -mean(weighed(ratio * batch[Columns.ADVANTAGES], batch)), new.entropy()
 
     @override(TorchLearner)

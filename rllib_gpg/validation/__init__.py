@@ -16,7 +16,7 @@ from ray.rllib.utils.typing import ModuleID
 from rllib_gpg.validation import env_runners, loss, modules, names, numbers, updates
 from rllib_gpg.validation.env_runners import why_none_starts
 from rllib_gpg.validation.names import CRITIC_SETTINGS, check_arguments
-from rllib_gpg.validation.spaces import check_spaces
+from rllib_gpg.validation.spaces import check_new_module, check_spaces
 
 logger = logging.getLogger("ray.rllib")
 
@@ -26,6 +26,7 @@ __all__ = [
     "check_attributes",
     "check_config",
     "check_keys",
+    "check_new_module",
     "check_overrides",
     "check_spaces",
     "warn_of_unknown_modules",

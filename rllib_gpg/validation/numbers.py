@@ -103,14 +103,16 @@ def of_the_estimator(config: AlgorithmConfig, of: str) -> Iterator[str]:
             f"`normalize_advantages`{of} must be True, False or 'bins', got "
             f"{config.normalize_advantages!r}."
         )
+    of_these = {
+        "bootstrap": config.bootstrap_truncated is True,
+        "of_pieces": config.batch_mode == "truncate_episodes",
+    }
     try:
-        check_level(config.second_level, bootstrap=config.bootstrap_truncated is True)
+        check_level(config.second_level, **of_these)
     except (ValueError, TypeError) as error:
         yield f"`second_level`{of}: {error}"
     try:
-        check_credit(
-            config.credit, lambda_=config.lambda_, bootstrap=config.bootstrap_truncated is True
-        )
+        check_credit(config.credit, lambda_=config.lambda_, **of_these)
     except (ValueError, TypeError) as error:
         yield f"`credit`{of}: {error}"
     try:
@@ -123,6 +125,7 @@ def of_the_estimator(config: AlgorithmConfig, of: str) -> Iterator[str]:
             baseline_of(config),
             binning,
             lambda_=config.lambda_,
+            normalize=config.normalize_advantages,
             bootstrap=config.bootstrap_truncated,
             of_starts=config.episodes_per_start != 1,
         )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from ray.rllib.utils.typing import ModuleID
 
 from rllib_gpg.advantages.binning import Binning, TimeBinning, keys_last, name_of, resolve_binning
+from rllib_gpg.learning.reference import References, needs_reference
 from rllib_gpg.validation.numbers import baseline_of
 
 
@@ -68,6 +70,39 @@ def check_spaces(
         for each in (binning, resolve_binning(level.binning) if level else None):
             if isinstance(each, Binning):
                 each.check_space(shape=module_space.shape, dtype=dtype)
+
+
+def check_new_module(
+    config: AlgorithmConfig,
+    spaces: dict[str, tuple[gym.Space, gym.Space]],
+    module_id: ModuleID,
+    spec: RLModuleSpec,
+    arguments: Mapping[str, Any],
+) -> None:
+    """Holds a module that is to be added against its settings, as those of the beginning are.
+
+    Args:
+        config: The algorithm's config.
+        spaces: (observation space, action space) of the env and of the modules that are there.
+        module_id: The ID that the module is to have.
+        spec: What it is built from.
+        arguments: Further ones of `Algorithm.add_module`, by name.
+
+    Raises:
+        ValueError: As `check_spaces` does; or if the module can't have the reference that it is to.
+    """
+    module = spec.build()
+    overrides = arguments.get("config_overrides") or {}
+    trained = arguments.get("new_should_module_be_updated")
+    config = config.copy(copy_frozen=False).multi_agent(
+        algorithm_config_overrides_per_module={module_id: dict(overrides)},
+        policies_to_train=config.policies_to_train if trained is None else trained,
+    )
+    of_env = {key: each for key, each in spaces.items() if key == INPUT_ENV_SINGLE_SPACES}
+    of_module = {module_id: (module.observation_space, module.action_space)}
+    check_spaces(config, of_env | of_module, {module_id} if module.is_stateful() else ())
+    if needs_reference(config, module_id):
+        References(config.reference).of(module_id, module)
 
 
 def _num_numbers(space: gym.Space) -> int | None:

@@ -1,4 +1,4 @@
-"""Which settings of the update mean something to the learner that makes it."""
+"""Which settings mean something to the learner, or beside the others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from rllib_gpg.advantages.credit import PROCESS
+from rllib_gpg.advantages.units import BINS
 from rllib_gpg.learning import GPGTRPOTorchLearner
 from rllib_gpg.learning.surrogates import Clip, ClippedWeight
 
@@ -15,6 +17,7 @@ _OF_REFERENCE = ("reference", "reference_refresh")
 _OF_PPO = (
     "surrogate",
     "clip_param",
+    "ratio_level",
     "grad_clip",
     "lr",
     "use_kl_loss",
@@ -57,6 +60,8 @@ def warn_of_idle_settings(config: AlgorithmConfig, of: str) -> None:
             do = f"{', '.join(others)} and {last}{of} do" if others else f"{last}{of} does"
             warnings.warn(f"{do} nothing {why}", stacklevel=3)
 
+    if not _compares_starts(config):
+        warn(("episodes_per_start",), "with `baseline='none'`, which compares with nothing.")
     if issubclass(config.learner_class, GPGTRPOTorchLearner):
         warn(_OF_PPO, "with `GPGTRPOTorchLearner`: `max_kl` bounds its step.")
         return
@@ -68,3 +73,14 @@ def warn_of_idle_settings(config: AlgorithmConfig, of: str) -> None:
         warn(_OF_REFERENCE, "with `reference_kl_coeff=0`, its default.")
     if not config.use_kl_loss:
         warn(_OF_KL_LOSS, "without `use_kl_loss=True`, which is off by default in GPG.")
+
+
+def _compares_starts(config: AlgorithmConfig) -> bool:
+    """Whether it makes a difference which episodes share a start."""
+    return (
+        config.baseline != "none"
+        or config.credit == PROCESS
+        or config.normalize_advantages == BINS
+        or config.second_level is not None
+        or config.max_extra_starts > 0
+    )

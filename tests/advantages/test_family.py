@@ -180,6 +180,30 @@ def test_two_levels_are_gigpos(seed: int) -> None:
     assert_equal(ours, [a + 0.5 * b for a, b in zip(episode, state, strict=True)])
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("first", "leaves_out"),
+    [
+        ({}, False),
+        ({"leave_one_out": True}, True),
+        ({"baseline": "none"}, True),
+        ({"baseline": RidgeBaseline(num_features=2)}, True),
+    ],
+    ids=["bins", "leave-one-out", "none", "ridge"],
+)
+def test_the_second_level_keeps_the_own_return_where_the_first_does(
+    first: dict[str, Any], leaves_out: bool, seed: int
+) -> None:
+    """And compares within starts where the first does."""
+    group = some_group(seed)
+    starts = {"starts": [n % 2 for n in range(len(group[1]))]}
+    level = Level("state", credit="process", normalize=False, weight=2.0)
+    ours = estimate(group, **first, **starts, second_level=level)
+    alone = estimate(group, **first, **starts)
+    second = estimate(group, binning="state", credit="process", leave_one_out=leaves_out, **starts)
+    assert_equal(ours, [a + 2.0 * b for a, b in zip(alone, second, strict=True)])
+
+
 def scores_of(gradients: Arrays) -> Any:
     """What the learner gives, of the gradients of log pi at every step: N arrays [T, P]."""
 
@@ -270,6 +294,11 @@ def test_an_outcome_is_remembered_apart_from_returns() -> None:
         ({"credit": "outcomes"}, "nearest is 'outcome'"),
         ({"credit": "outcome", "baseline": RidgeBaseline(), "lambda_": 0.9}, "credit='returns'"),
         ({"baseline": "optimal"}, "give `scores`"),
+        ({"baseline": "optimal", "normalize": True}, r"takes the mean.*normalize_advantages=False"),
+        (
+            {"baseline": "optimal", "starts": range(len(some_group(0)[1]))},
+            r"one for all starts.*baseline='bins'",
+        ),
         ({"baseline": "none", "lambda_": 0.9}, "don't see the state"),
         ({"normalize": "bin"}, "True, False or 'bins'"),
         (

@@ -30,7 +30,7 @@ every_2 = functools.partial(DiagnosisCallback, every=2)
     [
         {},
         {"baseline": "ridge", "lambda_": 0.98},
-        {"baseline": "optimal"},
+        {"baseline": "optimal", "normalize_advantages": False},
         {"episodes_per_start": 4, "max_extra_starts": 2},
     ],
     ids=["bins", "ridge", "optimal", "starts"],

@@ -204,6 +204,11 @@ def test_a_module_that_isnt_trained_has_nothing_to_say() -> None:
     assert [*TrainingWarnings(GPGConfig()).of({}, SPACES)] == []
 
 
+def test_a_module_without_a_group_has_nothing_to_say() -> None:
+    """Of one that was removed, or that no agent was mapped to, RLlib reports nan."""
+    assert Run().says(20, **dict.fromkeys(HEALTHY, np.nan)) == []
+
+
 class Constant(Identity):
     """Rewards nothing."""
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.examples.rl_modules.classes.random_rlm import RandomRLModule
 
 from rllib_gpg import GPG, presets
-from rllib_gpg.advantages import Level
+from rllib_gpg.advantages import GroupAdvantageEstimation, Level
 from rllib_gpg.learning import GPGTRPOTorchLearner
 from rllib_gpg.learning.surrogates import Clip, resolve_surrogate
 from rllib_gpg.learning.trajectories import LOSS_WEIGHTS, TRAJECTORIES, loss_weights
@@ -59,6 +61,9 @@ def naive_loss(
             x = torch.exp(reference[s] - logp)
             kl = x - torch.log(x) - 1.0
             losses.append(-surrogate(ratio, adv[s]) + config.reference_kl_coeff * kl)
+            if config.use_kl_loss:
+                was, new = torch.log_softmax(old[s], 0), torch.log_softmax(logits[s], 0)
+                losses[-1] = losses[-1] + config.kl_coeff * (was.exp() * (was - new)).sum()
         of_trajectories.append(torch.stack(losses))
         start += length
     if config.loss_averaging == "steps":
@@ -69,7 +74,9 @@ def naive_loss(
     return (sums / config.loss_averaging).mean()
 
 
-@pytest.mark.parametrize("surrogate", ["clip", "soft_gate", "clipped_weight", Clip(0.2, 0.3, 2.0)])
+@pytest.mark.parametrize(
+    "surrogate", ["clip", "soft_gate", "clipped_weight", "unclipped", Clip(0.2, 0.3, 2.0)]
+)
 def test_losses_and_gradients_against_a_naive_version(
     surrogate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +89,7 @@ def test_losses_and_gradients_against_a_naive_version(
             ratio_level=level,
             loss_averaging=averaging,
             reference_kl_coeff=coeff,
+            use_kl_loss=coeff > 0.0,
             num_minibatches=1,
         )
         lengths = rng.integers(1, 6, size=5).tolist()
@@ -90,6 +98,9 @@ def test_losses_and_gradients_against_a_naive_version(
         actions = torch.tensor(rng.integers(3, size=num_steps))
         reference = torch.tensor(rng.normal(size=num_steps) - 2.0)
         advantages = torch.tensor(rng.normal(size=num_steps))
+        if level == "trajectory":
+            # GSPO's gradient, without the stop that gives each step its own.
+            advantages = torch.tensor(np.repeat(rng.normal(size=len(lengths)), lengths))
         logits.requires_grad_()
         old_logp = torch.log_softmax(old, 1)[torch.arange(num_steps), actions]
         batch = {
@@ -258,6 +269,11 @@ def test_a_run_that_was_cut_keeps_its_reference(tmp_path: Path) -> None:
         for _ in range(3):
             algo.train()
         whole = snapshot(algo)
+        # In place too, which is back from a later reference.
+        algo.restore_from_path(checkpoint)
+        for _ in range(3):
+            algo.train()
+        assert same(snapshot(algo), whole)
     restored = GPG.from_checkpoint(checkpoint)
     for _ in range(3):
         restored.train()
@@ -301,6 +317,112 @@ def test_a_reference_that_does_not_fit_a_users_own_module_is_refused(tmp_path: P
         checkpoint = str(algo.save_to_path(tmp_path))
     with pytest.raises(ValueError, match="is no checkpoint with a policy that fits"):
         config_for(ShortOrLong, reference_kl_coeff=0.1, reference=checkpoint).build_algo()
+
+
+class Renamed(LinearPolicy):
+    """The same network, its layer under another name."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.head = self.policy
+        del self.policy
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return {Columns.ACTION_DIST_INPUTS: self.head(batch[Columns.OBS])}
+
+
+def test_a_reference_under_other_names_is_refused(tmp_path: Path) -> None:
+    """RLlib would leave the weights that the module was made with, without a word."""
+
+    def config_for(module_class: type[LinearPolicy], **training: Any) -> Any:
+        spec = RLModuleSpec(module_class=module_class)
+        config = small_config(Identity, **training)
+        return config.rl_module(rl_module_spec=spec, model_config={})
+
+    with built(config_for(LinearPolicy)) as algo:
+        checkpoint = str(algo.save_to_path(tmp_path))
+    reference = {"reference_kl_coeff": 0.1, "reference": checkpoint}
+    with pytest.raises(ValueError, match=r"it has no head\.weight, head\.bias"):
+        config_for(Renamed, **reference).build_algo()
+    with built(config_for(LinearPolicy, **reference)) as algo:
+        algo.train()
+
+
+def two_policies(**training: Any) -> Any:
+    config = small_config(MultiIdentity, **training).environment(env_config={"num_agents": 2})
+    return config.multi_agent(
+        policies={"a", "b"}, policy_mapping_fn=lambda agent, episode: "ab"[int(agent)]
+    )
+
+
+def test_a_policy_that_is_not_trained_needs_no_reference(tmp_path: Path) -> None:
+    """The checkpoint may have none for it."""
+    alone = small_config(MultiIdentity).environment(env_config={"num_agents": 1})
+    alone.multi_agent(policies={"a"}, policy_mapping_fn=lambda agent, episode: "a")
+    with built(alone) as algo:
+        checkpoint = str(algo.save_to_path(tmp_path))
+    config = two_policies(reference_kl_coeff=0.1, reference=checkpoint)
+    with pytest.raises(ValueError, match="fits module 'b'"):
+        config.copy().build_algo()
+    with built(config.multi_agent(policies_to_train=["a"])) as algo:
+        assert algo.train()["learners"]["a"]["reference_kl"] >= 0.0
+
+
+def test_an_older_checkpoint_may_have_the_reference_of_a_module_that_was_removed(
+    tmp_path: Path,
+) -> None:
+    """RLlib passes over the weights of such a module."""
+    with built(two_policies(reference_kl_coeff=0.1)) as algo:
+        algo.train()
+        checkpoint = algo.save_to_path(tmp_path)
+        algo.remove_module("b", new_agent_to_module_mapping_fn=lambda agent, episode: "a")
+        algo.train()
+        algo.restore_from_path(checkpoint)
+        (learner,) = each_learner(algo, lambda learner: learner)
+        assert learner._references.get_state().keys() == {"a"}
+        assert np.isfinite(algo.train()["learners"]["a"]["reference_kl"])
+
+
+@pytest.mark.parametrize(
+    ("training", "says"),
+    [
+        ({"reference_kl_coeff": 0.1}, r"recurrent.*reference_kl_coeff=0"),
+        (
+            {"baseline": "optimal", "normalize_advantages": False},
+            r"recurrent.*baseline='bins' or 'ridge'",
+        ),
+    ],
+    ids=["reference", "optimal"],
+)
+def test_a_recurrent_module_that_comes_later_is_refused_before_it_is_there(
+    training: dict[str, Any], says: str
+) -> None:
+    config = small_config(MultiIdentity, **training).environment(env_config={"num_agents": 2})
+    config.multi_agent(policies={"a"}, policy_mapping_fn=lambda agent, episode: "a")
+    with built(config) as algo:
+        spec = RLModuleSpec.from_module(algo.get_module("a"))
+        spec.model_config = {**SMALL_NET, "use_lstm": True, "lstm_cell_size": 4, "max_seq_len": 8}
+        with pytest.raises(ValueError, match=says):
+            algo.add_module(
+                "b", spec, new_agent_to_module_mapping_fn=lambda agent, episode: "ab"[int(agent)]
+            )
+        assert algo.get_module("b") is None
+        assert np.isfinite(algo.train()["learners"]["a"]["policy_loss"])
+
+
+def test_a_module_that_comes_later_needs_a_reference_if_it_is_trained(tmp_path: Path) -> None:
+    """The checkpoint has none for it, and no group is to be lost to that."""
+    config = small_config(MultiIdentity).environment(env_config={"num_agents": 2})
+    config.multi_agent(policies={"a"}, policy_mapping_fn=lambda agent, episode: "a")
+    with built(config.copy()) as algo:
+        checkpoint = str(algo.save_to_path(tmp_path))
+    with built(config.training(reference_kl_coeff=0.1, reference=checkpoint)) as algo:
+        spec = RLModuleSpec.from_module(algo.get_module("a"))
+        mapping = {"new_agent_to_module_mapping_fn": lambda agent, episode: "ab"[int(agent)]}
+        with pytest.raises(ValueError, match="fits module 'b'"):
+            algo.add_module("b", spec, **mapping)
+        algo.add_module("b", spec, **mapping, new_should_module_be_updated=["a"])
+        assert np.isfinite(algo.train()["learners"]["a"]["reference_kl"])
 
 
 # The presets.
@@ -377,6 +499,11 @@ def test_a_learner_by_name_is_refused() -> None:
         ({"credit": "total"}, "credit must be one of"),
         ({"credit": "outcome", "baseline": "ridge", "lambda_": 0.9}, "`lambda_` < 1"),
         ({"baseline": "none", "baseline_decay": 0.5}, "remembers nothing"),
+        ({"baseline": "optimal"}, r"takes the mean.*normalize_advantages=False"),
+        (
+            {"baseline": "optimal", "normalize_advantages": "bins", "episodes_per_start": 2},
+            "one for all starts",
+        ),
         (
             {"baseline": "ridge", "bootstrap_truncated": True, "second_level": Level("time")},
             "`second_level`.*doesn't complete",
@@ -388,11 +515,47 @@ def test_what_cannot_be_meant_is_refused(training: dict[str, Any], says: str) ->
         small_config(Identity, **training).validate()
 
 
+@pytest.mark.parametrize(
+    ("training", "of"),
+    [
+        ({"credit": "outcome"}, "credit"),
+        ({"second_level": Level("time", "outcome")}, "second_level"),
+    ],
+    ids=["first", "second"],
+)
+def test_pieces_of_episodes_have_no_outcome(training: dict[str, Any], of: str) -> None:
+    """Those without the end would look like failures, and those from halfway on like others."""
+    config = small_config(Identity, group_size=4, **training)
+    config.env_runners(batch_mode="truncate_episodes", rollout_fragment_length=7)
+    with pytest.raises(ValueError, match=rf"`{of}`: .*a piece has but a part.*credit='returns'"):
+        config.validate()
+    config.training(credit="process", second_level=Level("time")).validate()
+    with pytest.raises(ValueError, match="a piece has but a part"):
+        GroupAdvantageEstimation(gamma=1.0, fragments=True, **training)
+
+
 @pytest.mark.parametrize("surrogate", ["soft_gate", Clip(dual=3.0)])
 def test_bounds_that_do_nothing_are_warned_of(surrogate: Any) -> None:
     """A surrogate object has bounds of its own, and a gate has none."""
     with pytest.warns(UserWarning, match="`clip_param` does nothing with `surrogate="):
         small_config(Identity, surrogate=surrogate, clip_param=0.3).validate()
+
+
+def test_shared_starts_that_nothing_compares_are_warned_of() -> None:
+    starts = {**presets.REINFORCE_PP, "episodes_per_start": 4}
+    with pytest.warns(
+        UserWarning, match="`episodes_per_start` does nothing with `baseline='none'`"
+    ):
+        small_config(Identity, **starts).validate()
+    # What makes them of use. Other warnings are errors here.
+    for of_use in (
+        {"max_extra_starts": 2},
+        {"normalize_advantages": "bins"},
+        {"second_level": Level("time")},
+        {"credit": "process"},
+        {"baseline": "bins"},
+    ):
+        small_config(Identity, **{**starts, **of_use}).validate()
 
 
 def test_a_recurrent_module_has_no_reference() -> None:
@@ -404,7 +567,7 @@ def test_a_recurrent_module_has_no_reference() -> None:
 
 
 def test_a_recurrent_module_has_no_optimal_constant() -> None:
-    config = small_config(Identity, baseline="optimal", group_size=2)
+    config = small_config(Identity, **presets.REINFORCE_BASELINE, group_size=2)
     config.rl_module(model_config={**SMALL_NET, "use_lstm": True, "max_seq_len": 8})
     with pytest.raises(ValueError, match=r"recurrent.*baseline='bins' or 'ridge'"):
         config.build_algo()
@@ -435,3 +598,34 @@ def test_the_optimal_constant_takes_the_policys_own_gradients() -> None:
         others = [m for m in range(len(episodes)) if m != n]
         best = sum(squares[m] * totals[m] for m in others) / sum(squares[m] for m in others)
         np.testing.assert_allclose(advantages, totals[n] - best, rtol=1e-4, atol=1e-3)
+
+
+class ReadsItsBatch(LinearPolicy):
+    """A user's own, which looks at more than observations when it learns."""
+
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        assert len(batch[Columns.ACTION_LOGP]) == len(batch[Columns.OBS])
+        return self._forward(batch)
+
+
+class Frozen(LinearPolicy):
+    def setup(self) -> None:
+        super().setup()
+        self.requires_grad_(False)
+
+
+@pytest.mark.parametrize("module_class", [ReadsItsBatch, Frozen, RandomRLModule])
+def test_the_optimal_constant_of_any_module(module_class: Any) -> None:
+    """Also of one that isn't trained, which has no gradients: of it, it is 0."""
+    config = two_policies(**presets.REINFORCE_BASELINE)
+    specs = {
+        "a": RLModuleSpec(module_class=LinearPolicy),
+        "b": RLModuleSpec(module_class=module_class),
+    }
+    config.rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=specs), model_config={})
+    if module_class is not ReadsItsBatch:
+        config.multi_agent(policies_to_train=["a"])
+    with built(config) as algo:
+        results = algo.train()["learners"]
+    assert results["a"]["baseline_constant"] != 0.0
+    assert (results["b"]["baseline_constant"] != 0.0) == (module_class is ReadsItsBatch)

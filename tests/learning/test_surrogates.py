@@ -141,11 +141,14 @@ def test_clipped_steps_are_those_out_of_bounds() -> None:
 
 
 def test_trajectory_ratios_are_geometric_means() -> None:
-    """Values and gradients, with the steps of three trajectories shuffled."""
+    """Values and gradients, with the steps of three trajectories shuffled.
+
+    Where all steps of a trajectory weigh the same, as with an outcome (GSPO).
+    """
     rng = np.random.default_rng(0)
     number = rng.permutation(np.repeat([0, 1, 2], [1, 4, 7]))
     log_ratio = torch.tensor(rng.normal(size=12), requires_grad=True)
-    weights = torch.tensor(rng.normal(size=12))
+    weights = torch.tensor(rng.normal(size=3))[number]
     ratio = trajectory_ratio(log_ratio, torch.tensor(number))
     naive = torch.stack(
         [torch.prod(torch.exp(log_ratio[number == n])) ** (1 / (number == n).sum()) for n in number]
@@ -153,6 +156,15 @@ def test_trajectory_ratios_are_geometric_means() -> None:
     torch.testing.assert_close(ratio, naive, rtol=1e-9, atol=0.0)
     ours, theirs = (torch.autograd.grad((x * weights).sum(), log_ratio)[0] for x in (ratio, naive))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_trajectory_ratio_leaves_each_step_its_own_advantage() -> None:
+    """GSPO-token: d (s A_t) / d log pi_t = s A_t. A mean's own gradient would share them out."""
+    log_ratio = torch.tensor([0.3, -0.1, 0.1], dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
+    ratio = trajectory_ratio(log_ratio, torch.tensor([0, 0, 0]))
+    (gradient,) = torch.autograd.grad((ratio * advantages).sum(), log_ratio)
+    torch.testing.assert_close(gradient, math.exp(0.1) * advantages, rtol=1e-12, atol=0.0)
 
 
 @pytest.mark.parametrize("level", ["step", "trajectory"])
@@ -188,6 +200,16 @@ def test_the_kl_to_a_reference_is_never_negative_and_right_on_average() -> None:
         exact = (pi * torch.log(pi / reference)).sum()
         torch.testing.assert_close((pi * estimate).sum(), exact, rtol=1e-9, atol=0.0)
     assert reference_kl(torch.zeros(3)).tolist() == [0.0] * 3
+
+
+def test_an_action_that_the_policy_has_all_but_given_up_leaves_others_their_pull() -> None:
+    """exp(100) is infinite in single precision, and so would be the gradient of the minibatch."""
+    log_x = torch.tensor([100.0, 1.0, -1000.0], requires_grad=True)
+    estimate = reference_kl(log_x)
+    (gradient,) = torch.autograd.grad(estimate.sum(), log_x)
+    assert estimate.isfinite().all() and gradient.isfinite().all()
+    # However far the other way, the pull doesn't end.
+    assert gradient[1:].tolist() == pytest.approx([math.e - 1.0, -1.0])
 
 
 def test_names_and_bounds_are_resolved_or_refused() -> None:

@@ -303,6 +303,18 @@ def test_what_is_logged_is_how_things_are_after_the_step() -> None:
     assert results["trpo_step_size"] == pytest.approx(fraction * full, rel=0.05)
 
 
+@pytest.mark.filterwarnings("ignore:.*do nothing with `GPGTRPO:UserWarning")
+def test_a_step_is_judged_by_the_ratios_of_steps() -> None:
+    """A trajectory's would have the line search look at the sum of its advantages alone."""
+    steps = []
+    for level in ("step", "trajectory"):
+        with built(few_steps(ratio_level=level)) as algo:
+            _, before, after = update(algo, random_advantages)
+        steps.append(vector(after) - vector(before))
+    assert steps[0].norm() > 0.0
+    torch.testing.assert_close(*steps, rtol=0.0, atol=0.0)
+
+
 # Modules of every kind.
 
 
@@ -573,7 +585,13 @@ def test_the_settings_have_ranges(name: str, values: list[Any], message: str) ->
 
 @pytest.mark.parametrize(
     "setting",
-    [{"lr": 0.1}, {"grad_clip": 1.0}, {"clip_param": 0.1}, {"use_kl_loss": True}],
+    [
+        {"lr": 0.1},
+        {"grad_clip": 1.0},
+        {"clip_param": 0.1},
+        {"use_kl_loss": True},
+        {"ratio_level": "trajectory"},
+    ],
     ids=str,
 )
 def test_settings_of_ppo_are_warned_of(setting: dict[str, Any]) -> None:

@@ -78,15 +78,17 @@ def check_uses(
     binning: BinningFunction,
     *,
     lambda_: float,
+    normalize: bool | str,
     bootstrap: bool = False,
     of_starts: bool = False,
 ) -> None:
-    """Refuses what is not safe without a baseline that sees the state, or can't be done.
+    """Refuses what is not safe without a baseline that sees the state, or can't be meant.
 
     Args:
         baseline: The baseline.
         binning: The binning.
         lambda_: λ of the λ-returns, 1 for plain returns.
+        normalize: The unit of advantages.
         bootstrap: Whether the returns of truncated trajectories are to be completed.
         of_starts: Whether bins hold the trajectories of one start only.
 
@@ -101,6 +103,8 @@ def check_uses(
             f"{baseline} don't see the state: what an action led to would be lost. "
             f"{_way_out(baseline)} Or set lambda_ to 1 with it."
         )
+    if isinstance(baseline, OptimalBaseline):
+        _check_constant(baseline, normalize, of_starts)
     if isinstance(baseline, BinBaseline) and baseline.remembers and of_starts:
         raise ValueError(
             f"{baseline} compares with the bins of earlier groups, and {_PER_START} Leave the "
@@ -111,8 +115,11 @@ def check_uses(
             f"{baseline} compares with the bins of earlier groups, and those of {name_of(binning)} "
             f"don't last from group to group. {_KEYS_LAST}"
         )
-    if not bootstrap:
-        return
+    if bootstrap:
+        _check_completes(baseline, binning, of_starts)
+
+
+def _check_completes(baseline: Baseline, binning: BinningFunction, of_starts: bool) -> None:
     if not baseline.sees_state:
         raise ValueError(
             f"A truncated episode can't be continued with the values of {baseline}, which don't "
@@ -132,6 +139,19 @@ def check_uses(
         raise ValueError(
             f"A truncated episode is continued with what earlier groups taught, and the bins of "
             f"{name_of(binning)} don't last from group to group. {_KEYS_LAST}"
+        )
+
+
+def _check_constant(baseline: Baseline, normalize: bool | str, of_starts: bool) -> None:
+    if normalize is True:
+        raise ValueError(
+            f"{baseline} is a constant, and normalising advantages takes the mean of all away "
+            "again, whatever the constant was. Set `normalize_advantages=False` with it, or 'bins'."
+        )
+    if of_starts:
+        raise ValueError(
+            f"{baseline} is a constant, one for all starts, and episodes that share one "
+            "(`episodes_per_start` > 1) are to be compared with one another. Take baseline='bins'."
         )
 
 

@@ -32,7 +32,9 @@ class OptimalBaseline(Baseline):
 
     which is E[R |g|^2] / E[|g|^2] where every step is credited with the outcome R (Peters and
     Schaal, 2008). A trajectory's own terms are left out of the b* that it is compared with, so that
-    the estimate is unbiased; alone, it is compared with 0.
+    the estimate is unbiased; alone, it is compared with 0. It is the best for gradients that are
+    sums over steps: where the loss divides those of a trajectory by its length
+    (`loss_averaging="trajectories"`), another constant would be.
 
     It costs a forward and two backward passes over the group, trajectory by trajectory: about as
     much as two epochs where trajectories are long, more where they are short.
