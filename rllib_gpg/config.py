@@ -281,9 +281,8 @@ class GPGConfig(AlgorithmConfig):
                 sampled actions. 0.01 to 0.1 are usual; refused for recurrent modules. Default 0:
                 there is no reference.
             reference: The checkpoint, of an algorithm or of a module, that the reference policy is
-                from: an absolute path or a URI. Checkpoints of the run have it too; restored with a
-                config that still names it, the run looks for it again. Default None: the policy
-                that the run begins with.
+                from: an absolute path or a URI. Checkpoints of the run have it too, and theirs is
+                in force after restoring. Default None: the policy that the run begins with.
             reference_refresh: The reference becomes the policy after every so many updates.
                 Default None: never.
             sample_ahead: How many groups are sampled ahead: with 1, the next one while the policy

@@ -21,7 +21,7 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
     TIMERS,
 )
-from ray.rllib.utils.typing import EpisodeType, ModuleID
+from ray.rllib.utils.typing import EpisodeType, ModuleID, ResultDict
 
 from rllib_gpg.advantages.connector import GROUP_NUMBER, STARTS
 from rllib_gpg.config import GPGConfig
@@ -30,6 +30,7 @@ from rllib_gpg.group_algorithm import GroupAlgorithm
 from rllib_gpg.learning.batch import shuffle_generator
 from rllib_gpg.learning.learners import update_learners
 from rllib_gpg.learning.pipeline import REPORT, PreparedGroup, prepare_group
+from rllib_gpg.learning.torch_learner import GPGTorchLearner
 from rllib_gpg.sampling.starts import starts_of
 from rllib_gpg.validation import check_attributes
 
@@ -84,6 +85,19 @@ class GPG(GroupAlgorithm):
     def get_default_config(cls) -> GPGConfig:
         """Returns the config that a dict config of Ray Tune updates."""
         return GPGConfig()
+
+    @override(GroupAlgorithm)
+    def step(self) -> ResultDict:
+        """Runs one iteration of training, and of evaluation if it is due.
+
+        Raises:
+            ValueError: If there is no checkpoint where the config's `reference` should be.
+        """
+        if self.config.reference is not None:
+            for answer in self.learner_group.foreach_learner(GPGTorchLearner.missing_reference):
+                if error := answer.get():
+                    raise error
+        return super().step()
 
     @override(Algorithm)
     def training_step(self) -> None:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow.fs
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.columns import Columns
@@ -14,6 +15,10 @@ from ray.rllib.utils.typing import ModuleID
 from torch import Tensor
 
 _MODULES = "learner_group/learner/rl_module"
+
+
+class NotFoundError(ValueError):
+    """There is nothing where the reference's checkpoint should be."""
 
 
 class References:
@@ -26,6 +31,29 @@ class References:
         """Takes the checkpoint, of an algorithm or of a module; None: the initial policies."""
         self._path = path
         self._modules: dict[ModuleID, TorchRLModule] = {}
+        self._not_found: dict[ModuleID, NotFoundError] = {}
+
+    def prepare(self, module_id: ModuleID, module: TorchRLModule) -> None:
+        """Makes the reference of a module that is sure to need it, before a group is sampled.
+
+        That a checkpoint isn't there is kept for `what_is_missing`: the run may be about to be
+        restored, and its own checkpoint has the reference.
+
+        Raises:
+            ValueError: If the checkpoint has none that fits, or the module is recurrent.
+        """
+        check_has_reference(module_id, module)
+        # Without a path it is the policy that the run begins with, which is perhaps restored yet.
+        if self._path is not None:
+            try:
+                self.of(module_id, module)
+            except NotFoundError as error:
+                self._not_found[module_id] = error
+
+    def what_is_missing(self) -> ValueError | None:
+        """Returns the error of a checkpoint that isn't there, if nothing restored stands in."""
+        missing = self._not_found.keys() - self._modules.keys()
+        return self._not_found[min(missing)] if missing else None
 
     def of(self, module_id: ModuleID, module: TorchRLModule) -> TorchRLModule:
         """Returns a module's reference. At first it is made.
@@ -39,9 +67,10 @@ class References:
         """
         if module_id not in self._modules:
             check_has_reference(module_id, module)
-            self._modules[module_id] = _frozen(module)
+            reference = _frozen(module)
             if self._path is not None:
-                _load(self._modules[module_id], self._path, module_id)
+                _load(reference, self._path, module_id)
+            self._modules[module_id] = reference
         return self._modules[module_id]
 
     def logp(self, module_id: ModuleID, module: TorchRLModule, batch: dict[str, Any]) -> Tensor:
@@ -59,6 +88,7 @@ class References:
     def forget(self, module_id: ModuleID) -> None:
         """Lets go of one, so that another module of that name gets its own."""
         self._modules.pop(module_id, None)
+        self._not_found.pop(module_id, None)
 
     def get_state(self) -> dict[ModuleID, Any]:
         """Returns the weights of all."""
@@ -108,17 +138,19 @@ def _frozen(module: TorchRLModule) -> TorchRLModule:
 
 
 def _load(reference: TorchRLModule, path: str, module_id: ModuleID) -> None:
-    found = None
+    errors: list[Exception] = []
     for folder in (f"{path}/{_MODULES}/{module_id}", path):
         try:
             _restore(reference, folder)
             return
         # PyTorch's own for weights of another shape is a RuntimeError.
         except (FileNotFoundError, ValueError, KeyError, RuntimeError) as error:
-            found = found or error
-    raise ValueError(
+            errors.append(error)
+    filesystem, folder = pyarrow.fs.FileSystem.from_uri(path)
+    is_gone = filesystem.get_file_info(folder).type == pyarrow.fs.FileType.NotFound
+    raise (NotFoundError if is_gone else ValueError)(
         f"`reference`={path!r} is no checkpoint with a policy that fits module {module_id!r}: "
-        f"{found}"
+        f"{errors[0]}"
     )
 
 

@@ -29,7 +29,7 @@ from ray.rllib.utils.typing import ModuleID, ResultDict, StateDict
 from torch import Tensor
 
 from rllib_gpg.learning.pipeline import forget_module, get_pieces_state, set_pieces_state
-from rllib_gpg.learning.reference import References, check_has_reference, needs_reference
+from rllib_gpg.learning.reference import References, needs_reference
 from rllib_gpg.learning.rl_module import ObservationMoments
 from rllib_gpg.learning.surrogates import (
     reference_kl,
@@ -246,12 +246,12 @@ class GPGTorchLearner(UpdateLoop):
 
     def _prepare_reference(self, module_id: ModuleID, module: TorchRLModule) -> None:
         """Refuses a reference that can't be, before it costs a group; loads one that is named."""
-        if not needs_reference(self.config, module_id):
-            return
-        check_has_reference(module_id, module)
-        # Without a name it is the policy that the run begins with, which is perhaps restored yet.
-        if self.config.reference is not None:
-            self._references.of(module_id, module)
+        if needs_reference(self.config, module_id):
+            self._references.prepare(module_id, module)
+
+    def missing_reference(self) -> ValueError | None:
+        """Returns the error of a `reference` that isn't there, and is needed."""
+        return self._references.what_is_missing()
 
     def _means(self, rows: list[dict[str, Tensor]]) -> dict[str, float]:
         """Returns the means of statistics, over minibatches and learners."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -298,12 +299,33 @@ def test_the_reference_may_be_that_of_a_checkpoint(tmp_path: Path) -> None:
             assert not torch.allclose(logits_of(policy), trained)
             algo.train()
     wider = small_config(ShortOrLong, reference_kl_coeff=0.1, reference=checkpoint)
-    for wrong in (
-        small_config(Identity, reference_kl_coeff=0.1, reference=str(tmp_path / "nowhere")),
-        wider.rl_module(model_config={**SMALL_NET, "fcnet_hiddens": [5]}),
-    ):
+    wider.rl_module(model_config={**SMALL_NET, "fcnet_hiddens": [5]})
+    with pytest.raises(ValueError, match="is no checkpoint with a policy that fits"):
+        wider.build_algo()
+
+
+@pytest.mark.parametrize("num_learners", [0, 1])
+def test_a_reference_that_is_gone_is_needed_by_a_new_run_only(
+    num_learners: int, tmp_path: Path
+) -> None:
+    """The checkpoints of a run have its reference themselves."""
+    with built(small_config(Identity)) as algo:
+        reference = algo.save_to_path(tmp_path / "reference")
+    config = small_config(Identity, reference_kl_coeff=0.3, reference=reference, lr=0.01)
+    config.learners(num_learners=num_learners)
+    with built(config) as algo:
+        algo.train()
+        checkpoint = algo.save_to_path(tmp_path / "run")
+        results = module_results(algo.train())
+        assert results["reference_kl"] > 0.0
+    shutil.rmtree(reference)
+    restored = GPG.from_checkpoint(checkpoint)
+    assert module_results(restored.train())["reference_kl"] == results["reference_kl"]
+    restored.stop()
+    with built(config.copy(copy_frozen=False)) as algo:
         with pytest.raises(ValueError, match="is no checkpoint with a policy that fits"):
-            wrong.build_algo()
+            algo.train()
+        assert not algo.metrics.peek(("env_runners", "num_env_steps_sampled_lifetime"), default=0)
 
 
 def test_a_reference_that_does_not_fit_a_users_own_module_is_refused(tmp_path: Path) -> None:
