@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import pathlib
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
@@ -58,6 +59,10 @@ logger = logging.getLogger("ray.rllib")
 # Of its own, so that what it says can be turned off alone.
 diagnosis_logger = logging.getLogger("ray.rllib.diagnosis")
 
+# The seconds of this iteration's evaluation. RLlib's own timer is a mean over hundreds of them, and
+# comes with the next iteration.
+EVALUATION_TIMER = "evaluation_timer"
+
 _RUN_SEED = "run_seed"
 _NUM_GROUPS = "num_groups"
 _NUM_EVALUATIONS = "num_evaluations"
@@ -93,6 +98,7 @@ class GroupAlgorithm(Algorithm):
         # Those at the beginning of the iteration, and those of the last evaluation.
         self._weights_of_step: Weights
         self._evaluated_weights: Weights
+        self._evaluation_s: float | None = None
         self._recorder = EpisodeRecorder(self.config)
         self._warnings = TrainingWarnings(self.config)
         if sentence := why_it_waits(self.config):
@@ -125,7 +131,10 @@ class GroupAlgorithm(Algorithm):
             # because the last iteration may have been interrupted, or somebody has changed what
             # the learners hold.
             self._weights_of_step = self._sync_weights()
+            self._evaluation_s = None
             result = super().step()
+        if self._evaluation_s is not None:
+            result[TIMERS][EVALUATION_TIMER] = self._evaluation_s
         for sentence in self._warnings.of(result, self.spaces):
             diagnosis_logger.warning(sentence)
         return result
@@ -200,6 +209,13 @@ class GroupAlgorithm(Algorithm):
     def _with_checkpoint(self, error: SamplingError) -> SamplingError:
         checkpoint = self.save_to_path(pathlib.Path(self.logdir) / "before_sampling_error")
         return SamplingError(f"{error}\nThe run as it was: {checkpoint}")
+
+    @override(Algorithm)
+    def _run_one_evaluation(self, *args: Any, **kwargs: Any) -> ResultDict:
+        begun = time.monotonic()
+        result: ResultDict = super()._run_one_evaluation(*args, **kwargs)
+        self._evaluation_s = time.monotonic() - begun
+        return result
 
     @override(Algorithm)
     def evaluate(
