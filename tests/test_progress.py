@@ -187,6 +187,9 @@ def test_the_time_left_follows_from_the_last_iterations() -> None:
     # 1 more step at 119/15 per second
     assert criteria.seconds_left(result(3, 25.0, 199)) == pytest.approx(15.0 * 1 / 159)
     assert criteria.seconds_left(result(4, 25.5, 240)) == 0.0
+    # Of a run without an end nobody can say it.
+    endless = Criteria({"training_iteration": float("inf")})
+    assert [endless.seconds_left(result(n, 10.0 * n, n)) for n in (1, 2)] == [None, None]
 
 
 def test_a_terminal_shows_how_many_episodes_are_in(
