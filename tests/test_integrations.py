@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import runpy
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from ray.rllib.core.rl_module.rl_module import RLModule
 
 from tests.helpers import built, small_config
-from tests.test_tuned_examples import run_example
+from tests.test_tuned_examples import EXAMPLES, run_example
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
@@ -91,6 +92,18 @@ def test_an_episode_is_rendered_frame_by_frame(env: str, tmp_path: Path) -> None
         assert f"return {num_steps}.0" in output
     else:
         assert num_steps == 200
+
+
+def test_an_episode_is_watched_no_longer_than_the_run_lets_it_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An env that has no end of its own would be played for ever."""
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    watch = runpy.run_path(str(EXAMPLES / "watch.py"))
+    config = small_config("CartPole-v1").env_runners(max_episode_steps=3)
+    with built(config) as algo:
+        frames, _ = watch["play"](algo, watch["renderable"](algo.config), seed=0)
+    assert len(frames) == 1 + 3
 
 
 @pytest.mark.skipif(
