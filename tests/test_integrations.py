@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import runpy
 import socket
 import subprocess
@@ -55,7 +56,8 @@ def module_of(checkpoint: str) -> Any:
 def test_an_exported_policy_acts_without_ray_as_its_module_does(env: str, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(env, tmp_path / "checkpoint")
     file = tmp_path / "policy.pt2"
-    run_example("export_policy.py", tmp_path, checkpoint, str(file))
+    # A relative path, as it is typed.
+    run_example("export_policy.py", tmp_path, os.path.relpath(checkpoint), str(file))
     module = module_of(checkpoint)
     # Statistics that matter: without them, other outputs.
     assert int(module.observation_normalizer.count) > 0
@@ -81,7 +83,8 @@ def test_an_exported_policy_acts_without_ray_as_its_module_does(env: str, tmp_pa
 def test_an_episode_is_rendered_frame_by_frame(env: str, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(env, tmp_path / "checkpoint")
     file = tmp_path / "episode.gif"
-    output = run_example("watch.py", tmp_path, checkpoint, str(file), SDL_VIDEODRIVER="dummy")
+    typed = os.path.relpath(checkpoint)
+    output = run_example("watch.py", tmp_path, typed, str(file), SDL_VIDEODRIVER="dummy")
     num_steps = int(output.split(" in ")[1].split(" steps")[0])
     frames = imageio.mimread(file, memtest=False)
     # A GIF merges frames that are equal.
@@ -117,9 +120,8 @@ def test_a_served_policy_answers_with_its_most_probable_action(tmp_path: Path) -
         free.bind(("", 0))
         port = str(free.getsockname()[1])
     question = [str(number) for number in observation]
-    output = run_example(
-        "serve_policy.py", tmp_path, checkpoint, "--port", port, "--ask", *question
-    )
+    typed = os.path.relpath(checkpoint)
+    output = run_example("serve_policy.py", tmp_path, typed, "--port", port, "--ask", *question)
     batch = {"obs": torch.tensor([observation])}
     logits = module_of(checkpoint).forward_inference(batch)["action_dist_inputs"]
     assert f"action: {int(logits.argmax())}" in output
