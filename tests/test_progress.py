@@ -108,14 +108,19 @@ def test_the_time_of_an_evaluation_is_named_in_the_iteration_that_has_one(
     assert all(sum(int(share or 0) for share in line.groups()[6:10]) <= 102 for line in lines)
 
 
-def test_a_metric_of_the_policy_is_enough_to_stop_and_ends_the_loop_after_its_result() -> None:
+def test_a_metric_of_the_policy_is_enough_to_stop_and_ends_the_loop_after_its_result(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with built(small_config(ShortOrLong)) as algo:
         stop = {"training_iteration": 5, "group_num_episodes": 8}
         assert [result["training_iteration"] for result in progress(algo, stop)] == [1]
         stop = {"env_runners/num_episodes_lifetime": 24}
         assert [result["training_iteration"] for result in progress(algo, stop)] == [2, 3]
-        # As far as was asked for.
+        # As far as was asked for, as a restored run may be.
+        capsys.readouterr()
         assert list(progress(algo, {"training_iteration": 3})) == []
+        said = capsys.readouterr().out
+        assert said == "stopped: training_iteration is 3 already, and 3 was asked for\n"
         # Without criteria, it is up to the loop.
         for result in progress(algo):
             if result["training_iteration"] == 5:

@@ -44,8 +44,14 @@ def progress(algo: Algorithm, stop: Mapping[str, float] | None = None) -> Iterat
     """
     stop = stop or {}
     criteria, lines, display = Criteria(stop), Lines(stop), Display()
-    # A restored run may have come far enough.
-    while algo.iteration < stop.get(ITERATION, math.inf):
+    limit = stop.get(ITERATION, math.inf)
+    if algo.iteration >= limit:
+        # A restored run, for instance.
+        display.say(
+            f"stopped: {ITERATION} is {algo.iteration} already, and {limit:,.6g} was asked for"
+        )
+        return
+    while True:
         with display.waiting(f"iteration {algo.iteration + 1:4d}"):
             result = algo.train()
         display.say(lines.of(result))
