@@ -211,13 +211,6 @@ class GroupAlgorithm(Algorithm):
         return SamplingError(f"{error}\nThe run as it was: {checkpoint}")
 
     @override(Algorithm)
-    def _run_one_evaluation(self, *args: Any, **kwargs: Any) -> ResultDict:
-        begun = time.monotonic()
-        result: ResultDict = super()._run_one_evaluation(*args, **kwargs)
-        self._evaluation_s = time.monotonic() - begun
-        return result
-
-    @override(Algorithm)
     def evaluate(
         self, parallel_train_future: concurrent.futures.Future[Any] | None = None
     ) -> ResultDict:
@@ -231,6 +224,7 @@ class GroupAlgorithm(Algorithm):
             ValueError: If the env runners for training are to do it, but can't do it as the
                 evaluation config says.
         """
+        begun = time.monotonic()
         if self.eval_env_runner_group is None:
             refuse_if_out_of_reach(self.config, self.evaluation_config)
         # Beside training it is the policy of the step's beginning, however far training has come.
@@ -253,12 +247,14 @@ class GroupAlgorithm(Algorithm):
             kept = self._policy.connectors.beginning_with(self._evaluated_weights.connectors)
         try:
             with threads_of_main_process(self.config), kept:
-                return super().evaluate(parallel_train_future)
+                result: ResultDict = super().evaluate(parallel_train_future)
         except SamplingError as error:
             if parallel_train_future is not None:
                 # What it changes is about to be saved.
                 concurrent.futures.wait([parallel_train_future])
             raise self._with_checkpoint(error) from error
+        self._evaluation_s = time.monotonic() - begun
+        return result
 
     def evaluate_episodes(self, eval_env_runner_group: EnvRunnerGroup | None) -> None:
         """Runs exactly `evaluation_duration` whole episodes, by the same means as a group.

@@ -89,13 +89,13 @@ def test_the_time_of_an_evaluation_is_named_in_the_iteration_that_has_one(
 ) -> None:
     config = small_config(Identity).evaluation(evaluation_interval=2, evaluation_duration=2)
     with built(config) as algo:
-        evaluate, seconds = algo.evaluate, iter([1.0, 0.0])
+        evaluate, seconds = algo.evaluate_episodes, iter([1.0, 0.0])
 
-        def slow(*args: Any, **kwargs: Any) -> Any:
+        def slow(*args: Any) -> None:
             time.sleep(next(seconds))
-            return evaluate(*args, **kwargs)
+            evaluate(*args)
 
-        monkeypatch.setattr(algo, "evaluate", slow)
+        monkeypatch.setattr(algo, "evaluate_episodes", slow)
         results = list(progress(algo, {"training_iteration": 4}))
     lines = lines_of(capsys.readouterr().out)
     assert [line[10] is not None for line in lines] == [False, True, False, True]
