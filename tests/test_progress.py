@@ -82,6 +82,8 @@ def test_small_returns_have_more_decimals() -> None:
 def test_what_learns_from_recordings_has_no_returns() -> None:
     """BC, for instance: it samples nothing."""
     assert line_of() == "iteration    1"
+    # Nor has a speed who waits for others to sample.
+    assert line_of(env_runners={"episode_return_mean": 12.0}) == "iteration    1 | return     12.0"
 
 
 def test_the_time_of_an_evaluation_is_named_in_the_iteration_that_has_one(

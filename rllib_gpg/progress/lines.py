@@ -81,9 +81,9 @@ def groups_of(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
 
 
 def _speed(result: Mapping[str, Any]) -> str:
-    if "env_runners" not in result:
+    sampled = result.get("env_runners", {})
+    if "num_env_steps_sampled" not in sampled:
         return ""
-    sampled = result["env_runners"]
     per_second = sampled["num_env_steps_sampled"] / result["time_this_iter_s"]
     steps = sampled["num_env_steps_sampled_lifetime"]
     return f"{steps:11,.0f} env steps, {per_second:7,.0f}/s"
