@@ -93,14 +93,9 @@ def check_checkpoint(
         ValueError: If something is missing in it, or can't be read; or if the path is relative.
         ImportError: If its config names a module that isn't known here: that of an env, mostly.
     """
-    folder = str(path)
-    if filesystem is None:
-        check_absolute(folder)
-        filesystem, folder = pyarrow.fs.FileSystem.from_uri(folder)
-    if filesystem.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
-        raise FileNotFoundError(f"There is no checkpoint at {path}: not a folder.")
-    infos = filesystem.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True))
-    root = pathlib.PurePath(folder)
+    filesystem, root = _located(path, filesystem)
+    selector = pyarrow.fs.FileSelector(root.as_posix(), recursive=True)
+    infos = filesystem.get_file_info(selector)
     files = [pathlib.PurePath(info.path) for info in infos if info.is_file]
     # A process that was killed while it saved leaves the earlier checkpoint, and this.
     files = [file for file in files if root / _UNFINISHED not in file.parents]
@@ -118,11 +113,7 @@ def check_checkpoint(
         for missing in sorted(to_read - {*files}):
             raise _not_whole(path, f"{missing} is missing")
     for file in sorted(to_read):
-        with filesystem.open_input_file(file.as_posix()) as stream:
-            try:
-                _read_through(file, stream)
-            except ValueError as error:
-                raise _not_whole(file, str(error)) from error
+        _check_file(file, filesystem)
     if to_build and not with_config:
         _constructor_arguments(path, filesystem, root)
 
@@ -137,11 +128,14 @@ def config_in_one_process(path: Any) -> AlgorithmConfig:
         path: The folder of the checkpoint, or a URI.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: As `check_checkpoint` does.
+        FileNotFoundError, ValueError, ImportError: As `check_checkpoint` does, of the config alone.
     """
-    check_checkpoint(path, to_build=True)
-    filesystem, folder = pyarrow.fs.FileSystem.from_uri(str(path))
-    (state,) = _constructor_arguments(path, filesystem, pathlib.PurePath(folder))
+    filesystem, root = _located(path, None)
+    file = root / _CONSTRUCTOR
+    if filesystem.get_file_info(file.as_posix()).type != pyarrow.fs.FileType.File:
+        raise _not_whole(path, f"{file} is missing")
+    _check_file(file, filesystem)
+    (state,) = _constructor_arguments(path, filesystem, root)
     config = AlgorithmConfig.from_state(state)
     if config.num_env_runners > 0:
         config.env_runners(episodes_per_share=episodes_per_share(config))
@@ -165,6 +159,33 @@ def check_absolute(path: str) -> None:
             f"The path of a checkpoint must be absolute or a URI: {path!r} isn't; did you mean "
             f"{str(pathlib.Path(path).absolute())!r}?"
         )
+
+
+def _located(
+    path: Any, filesystem: pyarrow.fs.FileSystem | None
+) -> tuple[pyarrow.fs.FileSystem, pathlib.PurePath]:
+    """Returns the filesystem of a checkpoint, and its folder there.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the path is relative.
+    """
+    folder = str(path)
+    if filesystem is None:
+        check_absolute(folder)
+        filesystem, folder = pyarrow.fs.FileSystem.from_uri(folder)
+    if filesystem.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
+        raise FileNotFoundError(f"There is no checkpoint at {path}: not a folder.")
+    return filesystem, pathlib.PurePath(folder)
+
+
+def _check_file(file: pathlib.PurePath, filesystem: pyarrow.fs.FileSystem) -> None:
+    """Refuses a file that can't be read to its end."""
+    with filesystem.open_input_file(file.as_posix()) as stream:
+        try:
+            _read_through(file, stream)
+        except ValueError as error:
+            raise _not_whole(file, str(error)) from error
 
 
 def _read_through(file: pathlib.PurePath, stream: IO[bytes]) -> None:

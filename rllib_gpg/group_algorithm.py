@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import pathlib
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
@@ -59,6 +60,10 @@ logger = logging.getLogger("ray.rllib")
 # Of its own, so that what it says can be turned off alone.
 diagnosis_logger = logging.getLogger("ray.rllib.diagnosis")
 
+# The seconds of this iteration's evaluation. RLlib's own timer is a mean over hundreds of them, and
+# comes with the next iteration.
+EVALUATION_TIMER = "evaluation_timer"
+
 _RUN_SEED = "run_seed"
 _NUM_GROUPS = "num_groups"
 _NUM_EVALUATIONS = "num_evaluations"
@@ -94,6 +99,7 @@ class GroupAlgorithm(Algorithm):
         # Those at the beginning of the iteration, and those of the last evaluation.
         self._weights_of_step: Weights
         self._evaluated_weights: Weights
+        self._evaluation_s: float | None = None
         self._recorder = EpisodeRecorder(self.config)
         self._warnings = TrainingWarnings(self.config)
         if sentence := why_it_waits(self.config):
@@ -126,7 +132,10 @@ class GroupAlgorithm(Algorithm):
             # because the last iteration may have been interrupted, or somebody has changed what
             # the learners hold.
             self._weights_of_step = self._sync_weights()
+            self._evaluation_s = None
             result = super().step()
+        if self._evaluation_s is not None:
+            result[TIMERS][EVALUATION_TIMER] = self._evaluation_s
         for sentence in self._warnings.of(result, self.spaces):
             diagnosis_logger.warning(sentence)
         return result
@@ -216,6 +225,7 @@ class GroupAlgorithm(Algorithm):
             ValueError: If the env runners for training are to do it, but can't do it as the
                 evaluation config says.
         """
+        begun = time.monotonic()
         if self.eval_env_runner_group is None:
             refuse_if_out_of_reach(self.config, self.evaluation_config)
         # Beside training it is the policy of the step's beginning, however far training has come.
@@ -238,12 +248,14 @@ class GroupAlgorithm(Algorithm):
             kept = self._policy.connectors.beginning_with(self._evaluated_weights.connectors)
         try:
             with threads_of_main_process(self.config), kept:
-                return super().evaluate(parallel_train_future)
+                result: ResultDict = super().evaluate(parallel_train_future)
         except SamplingError as error:
             if parallel_train_future is not None:
                 # What it changes is about to be saved.
                 concurrent.futures.wait([parallel_train_future])
             raise self._with_checkpoint(error) from error
+        self._evaluation_s = time.monotonic() - begun
+        return result
 
     def evaluate_episodes(self, eval_env_runner_group: EnvRunnerGroup | None) -> None:
         """Runs exactly `evaluation_duration` whole episodes, by the same means as a group.

@@ -35,11 +35,14 @@ def inspect_checkpoint(
 
     Raises:
         ModuleNotFoundError: If there is no matplotlib.
-        FileNotFoundError: If there is no such checkpoint.
+        FileNotFoundError: If there is no such checkpoint, or no folder for the picture.
         ValueError: If it isn't whole.
         ImportError: If it needs a module, that of an env for instance, that isn't known here.
     """
     check_matplotlib()
+    folder = Path(output).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder} to write the picture to.")
     path = str(checkpoint)
     path = path if "://" in path else str(Path(path).absolute())
     algo = GPG.from_checkpoint(path, config=config_in_one_process(path))

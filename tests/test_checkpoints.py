@@ -22,7 +22,8 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 
-from rllib_gpg import GPG, GPGConfig
+from rllib_gpg import GPG, GPGConfig, checkpoints
+from rllib_gpg.checkpoints import config_in_one_process
 from tests.envs import Identity
 from tests.helpers import (
     SMALL_NET,
@@ -471,6 +472,31 @@ def test_a_checkpoint_without_its_config_is_refused(
     damage(tmp_path / "damaged" / file)
     with pytest.raises(ValueError, match=f"{tmp_path}.* isn't whole"):
         GPG.from_checkpoint(tmp_path / "damaged")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: os.truncate(file, 100)])
+def test_the_config_for_one_process_is_read_alone(
+    damage: Any, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Building the algorithm reads the rest through, which takes long where a policy is large."""
+    config = "class_and_ctor_args.pkl"
+    shutil.copytree(checkpoint, tmp_path / "damaged")
+    damage(tmp_path / "damaged" / config)
+    read, read_through = [], checkpoints._read_through
+
+    def noted(file: Any, stream: Any) -> None:
+        read.append(file.name)
+        read_through(file, stream)
+
+    monkeypatch.setattr(checkpoints, "_read_through", noted)
+    assert config_in_one_process(checkpoint).num_env_runners == 0
+    assert read == [config]
+    with pytest.raises(ValueError, match=f"{tmp_path}.* isn't whole"):
+        config_in_one_process(tmp_path / "damaged")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        config_in_one_process(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="must be absolute"):
+        config_in_one_process("runs/best")
 
 
 class ReadsAFile(Identity):

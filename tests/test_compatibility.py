@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,11 @@ import ray
 from rllib_gpg.compatibility import TESTED_RAY, warn_of_another_ray
 
 ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def read(file: str) -> str:
+    return (ROOT / file).read_text()
 
 
 @pytest.mark.parametrize("version", ["2.59.3", "2.61.0", "2.6.0", "3.60.0", "3.0.0.dev0"])
@@ -56,7 +62,30 @@ def test_the_sentence_comes_before_what_fails(tmp_path: Path) -> None:
 
 
 def test_it_is_what_the_package_asks_for() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (wanted,) = (need for need in project["dependencies"] if need.startswith("ray"))
+    needs = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["serve"]
     major, minor = TESTED_RAY.split(".")
-    assert wanted == f"ray[rllib]>={TESTED_RAY},<{major}.{int(minor) + 1}"
+    wanted = f">={TESTED_RAY},<{major}.{int(minor) + 1}"
+    assert {need for need in needs if need.startswith("ray")} == {
+        f"ray[rllib]{wanted}",
+        f"ray[serve]{wanted}",
+    }
+    pinned = re.search(r"^ray\[rllib\]==(.*)$", read("requirements.txt"), re.MULTILINE)
+    assert pinned and pinned[1].startswith(f"{TESTED_RAY}.")
+
+
+def test_all_name_the_same_pythons() -> None:
+    of_package = re.findall(r"Python :: (3\.\d+)", " ".join(PROJECT["classifiers"]))
+    (of_workflow,) = re.findall(r"python: \[(.*)\]", read(".github/workflows/test.yml"))
+    assert re.findall(r"[\d.]+", of_workflow) == of_package
+    first, last = (
+        f"(3, {int(version[2:]) + n})"
+        for n, version in zip((0, 1), of_package[:: len(of_package) - 1], strict=True)
+    )
+    assert f"{first} <= sys.version_info < {last}" in read("Makefile")
+
+
+def test_all_name_the_same_version() -> None:
+    version = PROJECT["version"]
+    assert f"\nversion: {version}\n" in read("CITATION.cff")
+    newest = re.search(r"^## (\S+)", read("CHANGELOG.md"), re.MULTILINE)
+    assert newest and newest[1] == version

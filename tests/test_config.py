@@ -614,6 +614,35 @@ def test_an_unknown_argument_is_refused_with_the_nearest_setting(
     )
 
 
+SB3 = {
+    "n_steps": ("training(group_size=..)", "group_size"),
+    "n_envs": ("env_runners(num_envs_per_env_runner=..)", "num_envs_per_env_runner"),
+    "learning_rate": ("training(lr=..)", "lr"),
+    "clip_range": ("training(clip_param=..)", "clip_param"),
+    "n_epochs": ("training(num_epochs=..)", "num_epochs"),
+    "batch_size": ("training(minibatch_size=..)", "minibatch_size"),
+    "ent_coef": ("training(entropy_coeff=..)", "entropy_coeff"),
+    "gae_lambda": ("training(lambda_=..)", "lambda_"),
+    "max_grad_norm": ("training(grad_clip=..)", "grad_clip"),
+    "normalize_advantage": ("training(normalize_advantages=..)", "normalize_advantages"),
+    "vf_coef": ("training(vf_loss_coeff=..)", "vf_loss_coeff"),
+    "clip_range_vf": ("training(vf_clip_param=..)", "vf_clip_param"),
+}
+
+
+@pytest.mark.parametrize("name", SB3)
+def test_names_of_stable_baselines3_are_refused_with_ours(name: str) -> None:
+    argument, key = SB3[name]
+    # A number of steps isn't one of episodes.
+    unit = ", in whole episodes" if name == "n_steps" else ""
+    with pytest.raises(TypeError) as error:
+        GPGConfig().training(**{name: 1})
+    assert f"{name!r} (did you mean {argument!r}{unit}?)" in str(error.value)
+    with pytest.raises(ValueError) as error:
+        GPGConfig().update_from_dict({name: 1})
+    assert f"{name!r} (did you mean {key!r}{unit}?)" in str(error.value)
+
+
 def test_an_argument_like_no_other_is_refused_too() -> None:
     with pytest.raises(TypeError, match=r"training\(\) has no setting 'zzzzzzzz'\.$"):
         GPGConfig().training(zzzzzzzz=1)

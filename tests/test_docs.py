@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.examples.utils import add_rllib_example_script_args
 from ray.runtime_env import RuntimeEnv
 
 from benchmarks.methods import table_of_settings
@@ -61,6 +62,14 @@ def rows(page: Path, heading: str) -> list[list[str]]:
     section = page.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_block_of_code_escapes(page: Path) -> None:
+    """Where `blocks` would pass over it: indented, or in another language."""
+    fences = re.findall(r"^[ >]*(?:```|~~~).*$", page.read_text(), re.MULTILINE)
+    assert {*fences[::2]} <= {"```python", "```text", "```bash"}
+    assert {*fences[1::2]} <= {"```"}
 
 
 @pytest.mark.parametrize("page", pages_with_code())
@@ -127,6 +136,24 @@ def test_commands_are_targets_of_the_makefile() -> None:
     for page in PAGES:
         for command in re.findall(r"(?:^|`)make ([a-z][\w-]*)", page.read_text(), re.MULTILINE):
             assert command in targets, f"{page.name}: make {command}"
+
+
+def test_commands_are_those_of_the_programs() -> None:
+    """What is typed into a shell: the program is there, and knows the flags."""
+    ours = r"python (?:-m ((?:rllib_gpg|benchmarks)[.\w]*)|([\w/]+\.py))([^\n`#]*)"
+    num_flags = 0
+    for page in PAGES:
+        for module, script, arguments in re.findall(ours, page.read_text()):
+            path = ROOT / (script or module.replace(".", "/"))
+            path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+            assert path.exists(), f"{page.name}: {module or script}"
+            source = path.read_text()
+            if "example_parser" in source:
+                source += inspect.getsource(add_rllib_example_script_args)
+            for flag in re.findall(r"--[\w-]+", arguments):
+                assert f'"{flag}"' in source, f"{page.name}: {path.name} {flag}"
+                num_flags += 1
+    assert num_flags > 10
 
 
 def test_metrics_to_look_at_are_logged() -> None:

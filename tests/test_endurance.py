@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray._private.state import actors
 from ray._private.worker import global_worker
 
@@ -37,11 +38,14 @@ def own_bytes(pid: int) -> int:
 
 def left_behind() -> dict[str, int]:
     """What may pile up."""
+    there_is, is_free = ray.cluster_resources(), ray.available_resources()
     return {
         "actors": sum(actor["State"] != "DEAD" for actor in actors().values()),
         "open files": len(list(Path("/proc/self/fd").iterdir())),
         "threads": len(list(Path("/proc/self/task").iterdir())),
         "objects": len(global_worker.core_worker.get_all_reference_counts()),
+        # Whoever of all processes has put it there.
+        "shared bytes": int(there_is["object_store_memory"] - is_free["object_store_memory"]),
     }
 
 
@@ -71,6 +75,7 @@ def test_a_thousand_iterations_with_kills_leave_nothing_behind() -> None:
     assert left[1000]["actors"] == left[100]["actors"]
     for name in ("open files", "threads", "objects"):
         assert left[1000][name] <= left[100][name] + 3, (name, left)
+    assert left[1000]["shared bytes"] <= left[100]["shared bytes"] + 2**20, left
     assert left_behind()["actors"] == before["actors"]
 
 

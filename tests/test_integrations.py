@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import torch
 from ray.rllib.core.rl_module.rl_module import RLModule
 
 from tests.helpers import built, small_config
-from tests.test_tuned_examples import run_example
+from tests.test_tuned_examples import EXAMPLES, run_example
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
@@ -54,7 +56,8 @@ def module_of(checkpoint: str) -> Any:
 def test_an_exported_policy_acts_without_ray_as_its_module_does(env: str, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(env, tmp_path / "checkpoint")
     file = tmp_path / "policy.pt2"
-    run_example("export_policy.py", tmp_path, checkpoint, str(file))
+    # A relative path, as it is typed.
+    run_example("export_policy.py", tmp_path, os.path.relpath(checkpoint), str(file))
     module = module_of(checkpoint)
     # Statistics that matter: without them, other outputs.
     assert int(module.observation_normalizer.count) > 0
@@ -80,7 +83,8 @@ def test_an_exported_policy_acts_without_ray_as_its_module_does(env: str, tmp_pa
 def test_an_episode_is_rendered_frame_by_frame(env: str, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(env, tmp_path / "checkpoint")
     file = tmp_path / "episode.gif"
-    output = run_example("watch.py", tmp_path, checkpoint, str(file), SDL_VIDEODRIVER="dummy")
+    typed = os.path.relpath(checkpoint)
+    output = run_example("watch.py", tmp_path, typed, str(file), SDL_VIDEODRIVER="dummy")
     num_steps = int(output.split(" in ")[1].split(" steps")[0])
     frames = imageio.mimread(file, memtest=False)
     # A GIF merges frames that are equal.
@@ -91,6 +95,18 @@ def test_an_episode_is_rendered_frame_by_frame(env: str, tmp_path: Path) -> None
         assert f"return {num_steps}.0" in output
     else:
         assert num_steps == 200
+
+
+def test_an_episode_is_watched_no_longer_than_the_run_lets_it_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An env that has no end of its own would be played for ever."""
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    watch = runpy.run_path(str(EXAMPLES / "watch.py"))
+    config = small_config("CartPole-v1").env_runners(max_episode_steps=3)
+    with built(config) as algo:
+        frames, _ = watch["play"](algo, watch["renderable"](algo.config), seed=0)
+    assert len(frames) == 1 + 3
 
 
 @pytest.mark.skipif(
@@ -104,9 +120,8 @@ def test_a_served_policy_answers_with_its_most_probable_action(tmp_path: Path) -
         free.bind(("", 0))
         port = str(free.getsockname()[1])
     question = [str(number) for number in observation]
-    output = run_example(
-        "serve_policy.py", tmp_path, checkpoint, "--port", port, "--ask", *question
-    )
+    typed = os.path.relpath(checkpoint)
+    output = run_example("serve_policy.py", tmp_path, typed, "--port", port, "--ask", *question)
     batch = {"obs": torch.tensor([observation])}
     logits = module_of(checkpoint).forward_inference(batch)["action_dist_inputs"]
     assert f"action: {int(logits.argmax())}" in output

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 LINE = re.compile(
     r"iteration +(\d+)(?:/\d+)? \| return +([\d.]+) \(([\d.]+) to ([\d.]+)\) \| "
     r"+([\d,]+) env steps, +([\d,]+)/s \| sample (\d+)% estimate (\d+)% update (\d+)%"
+    r"(?: evaluate (\d+)%)?"
     r"(?: \| at most [\d:]+ left)?"
 )
 
@@ -53,32 +54,75 @@ def test_each_iteration_has_a_line_that_says_what_is_in_its_result(
     assert [" left" in line[0] for line in lines] == [False, True, True]
 
 
+def line_of(
+    sampled: dict[str, float] | None = None, group: dict[str, float] | None = None, **result: Any
+) -> str:
+    """The line of a result that is made up."""
+    result = {"training_iteration": 1, "time_this_iter_s": 2.0, "time_total_s": 2.0, **result}
+    if sampled is not None:
+        steps = {"num_env_steps_sampled": 10, "num_env_steps_sampled_lifetime": 10}
+        result["env_runners"] = steps | sampled
+    return Lines({}).of({**result, "learners": {"default_policy": group or {}}})
+
+
 def test_small_returns_have_more_decimals() -> None:
     def line(mean: float, p10: float, p90: float) -> str:
         returns = {"group_return_mean": mean, "group_return_p10": p10, "group_return_p90": p90}
-        sampled = {"num_env_steps_sampled": 1, "num_env_steps_sampled_lifetime": 1}
-        return Lines({}).of(
-            {
-                "training_iteration": 1,
-                "time_this_iter_s": 1.0,
-                "time_total_s": 1.0,
-                "env_runners": sampled,
-                "learners": {"default_policy": returns},
-            }
-        )
+        return line_of({}, returns)
 
     assert "return    0.047 (0.000 to 0.250) |" in line(0.046875, 0.0, 0.25)
     assert "return     -9.5 (-12.0 to -0.1) |" in line(-9.5, -12.0, -0.125)
+    # Of other algorithms, too.
+    assert "return    0.047 |" in line_of({"episode_return_mean": 0.046875})
+    assert "return     12.0 |" in line_of({"episode_return_mean": 12.0})
+    # Until an episode has ended.
+    assert "return      nan |" in line_of({})
 
 
-def test_a_metric_of_the_policy_is_enough_to_stop_and_ends_the_loop_after_its_result() -> None:
+def test_what_learns_from_recordings_has_no_returns() -> None:
+    """BC, for instance: it samples nothing."""
+    assert line_of() == "iteration    1"
+    # Nor has a speed who waits for others to sample.
+    assert line_of(env_runners={"episode_return_mean": 12.0}) == "iteration    1 | return     12.0"
+
+
+def test_the_time_of_an_evaluation_is_named_in_the_iteration_that_has_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(Identity).evaluation(evaluation_interval=2, evaluation_duration=2)
+    with built(config) as algo:
+        evaluate, seconds = algo.evaluate_episodes, iter([1.0, 0.0])
+
+        def slow(*args: Any) -> None:
+            time.sleep(next(seconds))
+            evaluate(*args)
+
+        monkeypatch.setattr(algo, "evaluate_episodes", slow)
+        results = list(progress(algo, {"training_iteration": 4}))
+    lines = lines_of(capsys.readouterr().out)
+    assert [line[10] is not None for line in lines] == [False, True, False, True]
+    # Of that iteration alone, as the others are.
+    took = [
+        int(line[10] or 0) / 100 * result["time_this_iter_s"]
+        for line, result in zip(lines, results, strict=True)
+    ]
+    assert took[1] > 0.9 and took[3] < 0.9
+    assert all(sum(int(share or 0) for share in line.groups()[6:10]) <= 102 for line in lines)
+
+
+def test_a_metric_of_the_policy_is_enough_to_stop_and_ends_the_loop_after_its_result(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with built(small_config(ShortOrLong)) as algo:
         stop = {"training_iteration": 5, "group_num_episodes": 8}
         assert [result["training_iteration"] for result in progress(algo, stop)] == [1]
         stop = {"env_runners/num_episodes_lifetime": 24}
         assert [result["training_iteration"] for result in progress(algo, stop)] == [2, 3]
-        # As far as was asked for.
+        # As far as was asked for, as a restored run may be.
+        capsys.readouterr()
         assert list(progress(algo, {"training_iteration": 3})) == []
+        said = capsys.readouterr().out
+        assert said == "stopped: training_iteration is 3 already, and 3 was asked for\n"
         # Without criteria, it is up to the loop.
         for result in progress(algo):
             if result["training_iteration"] == 5:
@@ -92,6 +136,31 @@ def test_a_criterion_that_no_result_has_is_refused_with_the_nearest_name() -> No
             next(progress(algo, {"group_retrun_mean": 5}))
         # An evaluation may come later.
         assert next(progress(algo, {"evaluation/env_runners/episode_return_mean": 5}))
+
+
+def test_a_criterion_that_may_still_come_is_talked_about_once_with_the_nearest_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of metrics of one's own nobody knows when they come; but nothing would end the run."""
+    stop = {"env_runners/num_env_steps_sampled_lifetme": 5, "training_iteration": 3}
+    with built(small_config(Identity)) as algo:
+        assert len(list(progress(algo, stop))) == 3
+    said = [line for line in capsys.readouterr().out.splitlines() if "so far" in line]
+    assert said == [
+        "`stop`: so far the results have no 'env_runners/num_env_steps_sampled_lifetme' (did you "
+        "mean 'env_runners/num_env_steps_sampled_lifetime'?)."
+    ]
+
+
+@pytest.mark.parametrize("path", ["learners", "env_runners", "config/env"])
+def test_a_criterion_that_is_no_number_is_refused(path: str) -> None:
+    result = {
+        "env_runners": {"episode_return_mean": 1.0},
+        "learners": {"default_policy": {}},
+        "config": {"env": "CartPole-v1"},
+    }
+    with pytest.raises(ValueError, match=f"`stop`: {path!r} isn't a number in the results"):
+        Criteria({path: 1}).reached(result)
 
 
 def test_timers_are_of_one_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +194,9 @@ def test_the_time_left_follows_from_the_last_iterations() -> None:
     # 1 more step at 119/15 per second
     assert criteria.seconds_left(result(3, 25.0, 199)) == pytest.approx(15.0 * 1 / 159)
     assert criteria.seconds_left(result(4, 25.5, 240)) == 0.0
+    # Of a run without an end nobody can say it.
+    endless = Criteria({"training_iteration": float("inf")})
+    assert [endless.seconds_left(result(n, 10.0 * n, n)) for n in (1, 2)] == [None, None]
 
 
 def test_a_terminal_shows_how_many_episodes_are_in(

@@ -21,6 +21,7 @@ What to expect: the same outputs, to the last bits of single precision, as the m
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,9 @@ def export_policy(checkpoint: str, file: str, module_id: str = DEFAULT_MODULE_ID
         file: The file to write, by custom with the ending `.pt2`.
         module_id: Which policy, where there are several.
     """
-    module = RLModule.from_checkpoint(f"{checkpoint}/learner_group/learner/rl_module/{module_id}")
+    # RLlib takes a relative path for a URI.
+    folder = Path(checkpoint).absolute()
+    module = RLModule.from_checkpoint(folder / "learner_group/learner/rl_module" / module_id)
     space = module.observation_space
     # Two, since PyTorch would take a batch of one for the only size there is.
     example = torch.from_numpy(np.stack([space.sample(), space.sample()]))

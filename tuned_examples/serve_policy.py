@@ -14,6 +14,7 @@ What to expect: `{"action": 1}`. `--ask 0 0 0 0` asks once, from Python, and end
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -57,7 +58,9 @@ def main() -> None:
     """Serves until Ctrl-C, or answers one observation."""
     args = parser.parse_args()
     serve.start(http_options={"port": args.port})
-    serve.run(Policy.bind(args.checkpoint), blocking=args.ask is None)
+    # It is loaded by another process, which may run in another folder.
+    checkpoint = str(Path(args.checkpoint).absolute())
+    serve.run(Policy.bind(checkpoint), blocking=args.ask is None)
     answer = requests.post(f"http://localhost:{args.port}", json={"obs": args.ask}, timeout=60)
     print(f"action: {answer.json()['action']}")
     serve.shutdown()

@@ -32,8 +32,12 @@ def renderable(config: Any) -> gym.Env:
     """Returns the env of a config, ready to be rendered."""
     env_config = dict(config.env_config)
     if isinstance(config.env, str):
-        return gym.make(config.env, render_mode="rgb_array", **env_config)
-    return config.env({**env_config, "render_mode": "rgb_array"})
+        env = gym.make(config.env, render_mode="rgb_array", **env_config)
+    else:
+        env = config.env({**env_config, "render_mode": "rgb_array"})
+    # Episodes may have no other end.
+    limit = config.max_episode_steps
+    return gym.wrappers.TimeLimit(env, limit) if limit else env
 
 
 def play(algo: GPG, env: gym.Env, seed: int) -> tuple[list[np.ndarray], float]:

@@ -8,6 +8,7 @@ trajectory n. Array names carry their axes:
     S  steps of the whole group, trajectory after trajectory: the pairs (n, t)
 """
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,8 @@ from rllib_gpg.advantages.units import check_unit, normalized
 # How much the unit of advantages of a group counts in that of the next, where groups are too small
 # to have one of their own.
 _UNIT_DECAY = 0.9
+logger = logging.getLogger("ray.rllib")
+
 _NOTHING = {"baseline": None, "square_sum": 0.0, "num_steps": 0.0}
 
 
@@ -252,10 +255,9 @@ def estimate_group(
     lengths_N = np.array([len(reward_T) for reward_T in rewards])
     check_labels(starts, names)
     start_N = check_starts(first_timesteps, names)
-    # What was learned with other bins, or by another kind of baseline, means nothing here.
     of = (type(baseline).__name__, name_of(binning), *((credit,) if credit != RETURNS else ()))
     check_memory(memory)
-    earlier = memory if memory and tuple(memory["of"]) == of else _NOTHING
+    earlier = _recalled(memory, of, baseline) or _NOTHING
 
     # k[n,t] = f(s[n,t], t)
     group = into_bins(
@@ -333,6 +335,21 @@ def estimate_group(
         metrics=valuation.metrics,
         comparison=Comparison(group, ret_S, value_S, valuation.alone, adv_S, earlier["baseline"]),
     )
+
+
+def _recalled(memory: Any, of: tuple[str, ...], baseline: Baseline) -> Any:
+    """What is remembered of earlier groups, if it means something here.
+
+    Not what was learned with other bins, by another kind of baseline or of another credit.
+    """
+    if not memory or tuple(memory["of"]) == of:
+        return memory
+    if baseline.remembers:
+        then, now = (" with ".join(settings) for settings in (memory["of"], of))
+        logger.warning(
+            f"What is remembered of earlier groups is of {then}; now it is {now}: it begins anew."
+        )
+    return None
 
 
 def _remembered(

@@ -175,8 +175,10 @@ def _carried_bins(found: Comparison, baseline: Baseline) -> Valuation | str:
     elif found.earlier and isinstance(baseline, RidgeBaseline):
         # It carries the same sums of returns, beside those of its features.
         memory = {**found.earlier["bins"], "sums": found.earlier["bins"]["sums"][:, :1]}
-    else:
+    elif isinstance(baseline, BinBaseline | RidgeBaseline) and baseline.remembers:
         return "nothing is carried over yet"
+    else:
+        return "needs `baseline_decay` or the ridge in force"
     return _CARRIED.values(found.group, found.returns, memory)
 
 

@@ -216,10 +216,13 @@ def update_takes_longer(seen: Iteration) -> str | None:
     # With a group ahead, the time of sampling is that of waiting for it.
     if seen.config.sample_ahead or not update > max(sampling, _LONG_UPDATE_S):
         return None
+    meanwhile = "`sample_ahead=1`, which samples meanwhile."
+    if seen.config.num_env_runners == 0:
+        meanwhile = "`sample_ahead=1` and `num_env_runners` above 0: they sample meanwhile."
     return (
         f"an update takes {update:.1f} s, sampling its group {sampling:.1f} s. Use fewer "
         "`num_minibatches` (or a larger `minibatch_size`), fewer `num_epochs`, a GPU for the "
-        "learner, or `sample_ahead=1`, which samples meanwhile."
+        f"learner, or {meanwhile}"
     )
 
 

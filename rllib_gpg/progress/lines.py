@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ _PHASES = {
     "estimate": "group_advantage_estimation_timer",
     "update": "learner_update_timer",
 }
+# Only where there was one.
+_EVALUATION = "evaluation_timer"
 
 
 class Lines:
@@ -32,11 +35,11 @@ class Lines:
         """
         number = f"iteration {result[ITERATION]:4d}"
         if self._limit is not None:
-            number += f"/{self._limit:g}"
+            number += f"/{self._limit:.0f}"
         left = self._criteria.seconds_left(result)
         parts = [
             number,
-            f"return {_returns(result)}",
+            _returns(result),
             _speed(result),
             _shares_of_time(result),
             "" if left is None else f"at most {_clock(left)} left",
@@ -47,19 +50,27 @@ class Lines:
 def _returns(result: Mapping[str, Any]) -> str:
     """Returns the mean return of each module's group, and between which returns 80 % of it are."""
     found = {module_id: _mean_and_spread(group) for module_id, group in groups_of(result)}
-    if not found:
-        # Missing as long as no episode has ended.
-        return f"{result['env_runners'].get('episode_return_mean', float('nan')):8.1f}"
-    if len(found) == 1:
-        return next(iter(found.values()))
-    return ", ".join(f"{module_id} {returns.lstrip()}" for module_id, returns in found.items())
+    if len(found) > 1:
+        each = (f"{module_id} {returns.lstrip()}" for module_id, returns in found.items())
+        return f"return {', '.join(each)}"
+    if found:
+        return f"return {next(iter(found.values()))}"
+    if "env_runners" not in result:
+        return ""  # learns from recordings
+    # Missing as long as no episode has ended.
+    mean = result["env_runners"].get("episode_return_mean", math.nan)
+    return f"return {mean:8.{_decimals(mean)}f}"
 
 
 def _mean_and_spread(group: Mapping[str, Any]) -> str:
     mean, low, high = (float(group[f"group_return_{name}"]) for name in ("mean", "p10", "p90"))
-    # Of returns between 0 and 1 a single decimal says nothing.
-    decimals = 1 if max(abs(mean), abs(low), abs(high)) >= 10.0 else 3
+    decimals = _decimals(mean, low, high)
     return f"{mean:8.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})"
+
+
+def _decimals(*returns: float) -> int:
+    """Of returns between 0 and 1 a single decimal says nothing."""
+    return 3 if max(map(abs, returns)) < 10.0 else 1
 
 
 def groups_of(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -70,7 +81,9 @@ def groups_of(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
 
 
 def _speed(result: Mapping[str, Any]) -> str:
-    sampled = result["env_runners"]
+    sampled = result.get("env_runners", {})
+    if "num_env_steps_sampled" not in sampled:
+        return ""
     per_second = sampled["num_env_steps_sampled"] / result["time_this_iter_s"]
     steps = sampled["num_env_steps_sampled_lifetime"]
     return f"{steps:11,.0f} env steps, {per_second:7,.0f}/s"
@@ -80,7 +93,10 @@ def _shares_of_time(result: Mapping[str, Any]) -> str:
     timers, whole = result.get("timers", {}), result["time_this_iter_s"]
     if not all(timer in timers for timer in _PHASES.values()):
         return ""  # not GPG
-    return " ".join(f"{phase} {timers[timer] / whole:.0%}" for phase, timer in _PHASES.items())
+    phases = dict(_PHASES)
+    if _EVALUATION in timers:
+        phases["evaluate"] = _EVALUATION
+    return " ".join(f"{phase} {timers[timer] / whole:.0%}" for phase, timer in phases.items())
 
 
 def _clock(seconds: float) -> str:

@@ -21,7 +21,8 @@ def progress(algo: Algorithm, stop: Mapping[str, float] | None = None) -> Iterat
 
     A line has the number of the iteration; the mean return of the group, and between which returns
     80 % of its episodes are; all env steps so far, and those per second of this iteration; how much
-    of the iteration's time went into sampling, estimating the advantages and updating the policy;
+    of the iteration's time went into sampling, estimating the advantages and updating the policy,
+    and into an evaluation, if there was one (beside training, the shares come to more than 100 %);
     and how long it takes at most until the run stops, judged by the last ten iterations. On a
     terminal, where the package `rich` is installed, the iteration that is running is shown as well,
     with how many episodes of its group are in.
@@ -37,16 +38,26 @@ def progress(algo: Algorithm, stop: Mapping[str, float] | None = None) -> Iterat
         What `algo.train()` returned.
 
     Raises:
-        ValueError: If `stop` asks for something that isn't in the results; after one iteration.
+        ValueError: If `stop` asks for something that isn't in the results, or is no number there;
+            after one iteration. (What `env_runners` and `evaluation` hold may come later: that it
+            isn't there is said once.)
     """
     stop = stop or {}
     criteria, lines, display = Criteria(stop), Lines(stop), Display()
-    # A restored run may have come far enough.
-    while algo.iteration < stop.get(ITERATION, math.inf):
+    limit = stop.get(ITERATION, math.inf)
+    if algo.iteration >= limit:
+        # A restored run, for instance.
+        display.say(
+            f"stopped: {ITERATION} is {algo.iteration} already, and {limit:,.6g} was asked for"
+        )
+        return
+    while True:
         with display.waiting(f"iteration {algo.iteration + 1:4d}"):
             result = algo.train()
         display.say(lines.of(result))
         reached = criteria.reached(result)
+        for sentence in criteria.missing(result):
+            display.say(sentence)
         yield result
         if reached:
             display.say(f"stopped: {reached}")

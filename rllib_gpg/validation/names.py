@@ -14,6 +14,21 @@ CRITIC_SETTINGS = frozenset(
     {"use_critic", "use_gae", "vf_loss_coeff", "vf_clip_param", "vf_share_layers"}
 )
 
+# What Stable-Baselines3's PPO calls its settings. By its letters another may be nearer.
+_OF_STABLE_BASELINES3 = {
+    "batch_size": "minibatch_size",
+    "clip_range": "clip_param",
+    "clip_range_vf": "vf_clip_param",
+    "ent_coef": "entropy_coeff",
+    "gae_lambda": "lambda_",
+    "learning_rate": "lr",
+    "max_grad_norm": "grad_clip",
+    "n_envs": "num_envs_per_env_runner",
+    "n_epochs": "num_epochs",
+    "n_steps": "group_size",
+    "vf_coef": "vf_loss_coeff",
+}
+
 # Keys that RLlib translates, but that aren't attributes or are methods as well.
 _TRANSLATED = frozenset({"callbacks", "framework", "lambda", "multiagent"})
 # What RLlib leaves in a config that it restores from a checkpoint.
@@ -23,12 +38,16 @@ _RESTORED = "class"
 def with_nearest(name: str, known: Mapping[str, str]) -> str:
     """Returns the name and, if there is one, the known name it may have been meant to be.
 
+    That is the nearest by its letters, or what Stable-Baselines3 means by it.
+
     Args:
         name: The name that isn't known.
         known: The known ones, and how to show them.
     """
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f"{name!r}" + (f" (did you mean {known[nearest[0]]!r}?)" if nearest else "")
+    same = _OF_STABLE_BASELINES3.get(name, "")
+    nearest = [same] if same in known else difflib.get_close_matches(name, known, n=1)
+    unit = ", in whole episodes" if (name, nearest) == ("n_steps", ["group_size"]) else ""
+    return f"{name!r}" + (f" (did you mean {known[nearest[0]]!r}{unit}?)" if nearest else "")
 
 
 def is_said(name: str, given: Mapping[str, Any], everything: Mapping[str, Any]) -> bool:
@@ -48,7 +67,8 @@ def unknown_keys(config: AlgorithmConfig, keys: Iterable[str], what: str) -> Ite
     """Yields a sentence if some keys of a dict config are no settings."""
     unknown = [key for key in keys if not _is_setting(config, key)]
     if unknown:
-        known = {name: name for name in vars(config) if not name.startswith("_")}
+        names = (*vars(config), *CRITIC_SETTINGS)
+        known = {name: name for name in names if not name.startswith("_")}
         yield f"{what}: {', '.join(with_nearest(key, known) for key in unknown)}."
 
 

@@ -12,7 +12,13 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from rllib_gpg.advantages import GroupAdvantageEstimation, RidgeBaseline, estimate_group
+from rllib_gpg.advantages import (
+    BinBaseline,
+    GroupAdvantageEstimation,
+    RidgeBaseline,
+    estimate_group,
+)
+from tests.helpers import logged_warnings
 
 RIDGE = RidgeBaseline(num_features=4)
 SETTINGS = {"gamma": 0.9, "baseline": RIDGE, "lambda_": 0.9, "normalize_advantages": False}
@@ -90,6 +96,45 @@ def test_what_another_baseline_has_left_is_not_revived() -> None:
     piece.set_state(plain.get_state())
     fresh = run(GroupAdvantageEstimation(**SETTINGS), last)
     np.testing.assert_array_equal(run(piece, last), fresh)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"binning": "universal"}, ["RidgeBaseline with TimeBinning()", "UniversalBinning()"]),
+        (
+            {"baseline": BinBaseline(decay=0.5), "lambda_": 1.0},
+            ["RidgeBaseline with", "BinBaseline with"],
+        ),
+        (
+            {"baseline": RidgeBaseline(num_features=5)},
+            ["4 features of 3 numbers", "now there are 5 of 3"],
+        ),
+    ],
+    ids=["bins", "baseline", "features"],
+)
+def test_that_what_was_remembered_does_not_fit_is_said_once(
+    settings: dict[str, Any], words: list[str]
+) -> None:
+    """A run that is restored with other settings begins anew, and so may look worse at first."""
+    piece, (first, second, third) = GroupAdvantageEstimation(**SETTINGS), groups(6, 3)
+    with logged_warnings() as messages:
+        run(piece, first)
+        run(piece, second)
+    assert messages == []
+    other = GroupAdvantageEstimation(**SETTINGS | settings)
+    other.set_state(piece.get_state())
+    with logged_warnings() as messages:
+        run(other, second)
+        run(other, third)
+    (sentence,) = messages
+    assert all(word in sentence for word in ["begins anew", *words]), sentence
+    # Nobody misses what isn't asked for.
+    plain = GroupAdvantageEstimation(gamma=0.9)
+    plain.set_state(piece.get_state())
+    with logged_warnings() as messages:
+        run(plain, second)
+    assert messages == []
 
 
 @pytest.mark.parametrize("slip", ["memory", {"kind": 1}, 3], ids=str)

@@ -89,6 +89,13 @@ def test_only_episodes_of_one_start_are_compared() -> None:
     assert shares["carried bins"].share is None and "don't last" in shares["carried bins"].note
 
 
+def test_why_nothing_is_carried_is_said() -> None:
+    group = group_of(0, 4)
+    assert explained(group)["carried bins"].note == "needs `baseline_decay` or the ridge in force"
+    for baseline in ("ridge", BinBaseline(decay=0.5)):
+        assert explained(group, baseline)["carried bins"].note == "nothing is carried over yet"
+
+
 def test_finer_is_not_better() -> None:
     """Each state is seen once: bins of its own foresee what all steps of the others do, no more."""
     group = ([np.arange(20)[:, None] + 100 * n for n in range(6)], group_of(0, 6)[1])

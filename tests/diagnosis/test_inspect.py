@@ -135,6 +135,11 @@ def test_no_checkpoint_is_said_to_be_none(tmp_path: Path) -> None:
         inspect_checkpoint(tmp_path / "nowhere")
 
 
+def test_a_picture_without_a_folder_is_refused_before_a_group_is_sampled(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path / 'pictures'} to write"):
+        inspect_checkpoint(tmp_path / "checkpoint", tmp_path / "pictures" / "group.png")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_it_is_a_command(tmp_path: Path) -> None:

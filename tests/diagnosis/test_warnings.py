@@ -135,12 +135,17 @@ def test_modules_are_judged_by_their_own_settings() -> None:
 
 
 def test_an_update_that_takes_longer_than_sampling() -> None:
-    run = Run()
+    run = Run(GPGConfig().env_runners(num_env_runners=2))
     long = {"learner_update_timer": 2.5}
     assert run.says(4, timers=long) == []
     (sentence,) = run.says(4, timers=long)
     assert sentence.startswith("An update takes 2.5 s, sampling its group 2.0 s.")
-    assert "`sample_ahead=1`" in sentence
+    assert sentence.endswith("or `sample_ahead=1`, which samples meanwhile.")
+    # Which takes remote env runners.
+    (sentence,) = Run().says(5, timers=long)
+    assert sentence.endswith(
+        "or `sample_ahead=1` and `num_env_runners` above 0: they sample meanwhile."
+    )
     # Where a second would be saved in an hour, and where sampling is hidden behind the update.
     short = {"learner_update_timer": 0.5, "env_runner_sampling_timer": 0.1}
     assert Run().says(20, timers=short) == []

@@ -22,6 +22,7 @@ features; C = candidates for rho.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from math import sqrt
 from numbers import Integral
@@ -48,6 +49,8 @@ from rllib_gpg.advantages.baselines.regression import (
 from rllib_gpg.advantages.binning import IntArray
 from rllib_gpg.advantages.grouping import BinnedGroup
 from rllib_gpg.advantages.inputs import FloatArray
+
+logger = logging.getLogger("ray.rllib")
 
 # A metric: 1 / (1 + rho), which is finite. 0 where what is left are plain bins.
 RIDGE_SHARE = "baseline_ridge_share"
@@ -129,6 +132,13 @@ class RidgeBaseline(Baseline):
         """
         x_SD = step_numbers(group, self.features)
         earlier = self._recall(memory, x_SD.shape[1])
+        if memory is not None and earlier.moments is None:
+            numbers, features, seed = memory["kind"]
+            logger.warning(
+                f"What is remembered of earlier groups is of {features} features of {numbers} "
+                f"numbers (seed {seed}); now there are {self.num_features} of {x_SD.shape[1]} "
+                f"(seed {self.seed}): the ridge begins anew."
+            )
         moments = earlier.moments.and_then(x_SD) if earlier.moments else Moments.of_first(x_SD)
         phi = Features(earlier.moments or moments, self.num_features, self.seed)
         bins = earlier.bins if group.keys_last else CarriedBins.none(1 + len(phi))
