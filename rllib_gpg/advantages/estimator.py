@@ -36,11 +36,11 @@ from rllib_gpg.advantages.levels import Level, check_level
 from rllib_gpg.advantages.returns import lambda_returns, without_rounding
 from rllib_gpg.advantages.units import check_unit, normalized
 
+logger = logging.getLogger("ray.rllib")
+
 # How much the unit of advantages of a group counts in that of the next, where groups are too small
 # to have one of their own.
 _UNIT_DECAY = 0.9
-logger = logging.getLogger("ray.rllib")
-
 _NOTHING = {"baseline": None, "square_sum": 0.0, "num_steps": 0.0}
 
 
