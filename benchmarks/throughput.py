@@ -4,6 +4,7 @@ Run on a quiet machine with 2 cores, with the extras `examples`, `envpool` and `
 
     python benchmarks/throughput.py                     # everything
     python benchmarks/throughput.py --rows cartpole-32  # one row
+    python benchmarks/throughput.py --without-peers     # what the ridge costs
 
 What is compared, with the same network (64-64 tanh), env steps per iteration, epochs (4) and
 minibatches (4), on one torch thread, as env runners and learners in Ray's workers have:
@@ -489,27 +490,30 @@ def train_policy(row: Row, known: dict[tuple[str, int], tuple[Policy, float]]) -
     return known[key]
 
 
+OWN: dict[str, type[Contender]] = {"GPG": GPG, "ridge": RidgeGPG}
+PEERS: dict[str, type[Contender]] = {"RLlib": RLlib, "SB3": StableBaselines3}
+
+
 def measure(
-    row: Row, policy: Policy, batch_size: int, repetitions: int
+    row: Row,
+    policy: Policy,
+    batch_size: int,
+    repetitions: int,
+    contenders: dict[str, type[Contender]],
 ) -> tuple[dict[str, list[Turn]], dict[str, Memory]]:
     """Lets all contenders take turns."""
-    turns: dict[str, list[Turn]] = {
-        name: [] for name in ("GPG", "bare loop", "ridge", "RLlib", "SB3")
-    }
-    contenders = [GPG, RidgeGPG, RLlib, StableBaselines3]
-    with processes(contenders, row, policy, batch_size) as [gpg, ridge, rllib, sb3]:
-        for process in (gpg, ridge, rllib, sb3):
+    turns: dict[str, list[Turn]] = {"GPG": [], "bare loop": [], **{name: [] for name in contenders}}
+    with processes([*contenders.values()], row, policy, batch_size) as started:
+        for process in started:
             process.call("turn", 1)
         for _ in range(repetitions):
-            turn = gpg.call("turn", row.iterations)
-            turns["GPG"].append(turn)
-            turns["bare loop"].append(gpg.call("bare_loop", turn.num_simulated))
-            turns["ridge"].append(ridge.call("turn", row.iterations))
-            turns["RLlib"].append(rllib.call("turn", row.iterations))
-            turns["SB3"].append(sb3.call("turn", row.iterations))
+            for name, process in zip(contenders, started, strict=True):
+                turn = process.call("turn", row.iterations)
+                turns[name].append(turn)
+                if name == "GPG":
+                    turns["bare loop"].append(process.call("bare_loop", turn.num_simulated))
         memory = {
-            name: process.call("memory")
-            for name, process in (("GPG", gpg), ("ridge", ridge), ("RLlib", rllib), ("SB3", sb3))
+            name: process.call("memory") for name, process in zip(contenders, started, strict=True)
         }
     return turns, memory
 
@@ -557,8 +561,14 @@ def ratios(turns: dict[str, list[Turn]], memory: dict[str, Memory]) -> tuple[flo
         simulated / per_second(turns["bare loop"], "num_simulated", "seconds"),
         update_microseconds(turns["GPG"]) / update_microseconds(turns["RLlib"]),
         memory["GPG"].grown / memory["RLlib"].grown,
-        per_second(turns["ridge"], "num_steps", "seconds") / gpg,
+        ridge_ratio(turns),
     )
+
+
+def ridge_ratio(turns: dict[str, list[Turn]]) -> float:
+    """Returns how fast GPG is with the ridge, relative to bins."""
+    ridge, bins = (per_second(turns[name], "num_steps", "seconds") for name in ("ridge", "GPG"))
+    return ridge / bins
 
 
 def print_simulated(row: Row, policy: Policy, repetitions: int) -> None:
@@ -594,6 +604,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--episode-length", type=int, help="to train the policy to, instead of the row's; 0: none"
     )
+    parser.add_argument(
+        "--without-peers", action="store_true", help="only GPG, with bins and with the ridge"
+    )
     return parser.parse_args()
 
 
@@ -626,9 +639,13 @@ def main() -> None:
         if row.targets is None:
             print_simulated(row, policy, args.repetitions)
             continue
-        turns, memory = measure(row, policy, batch_size, args.repetitions)
+        contenders = OWN if args.without_peers else {**OWN, **PEERS}
+        turns, memory = measure(row, policy, batch_size, args.repetitions, contenders)
         print_contenders(turns, memory)
-        reached[name] = ratios(turns, memory)
+        if args.without_peers:
+            print(f"ridge / bins: {ridge_ratio(turns):.3f}", flush=True)
+        else:
+            reached[name] = ratios(turns, memory)
     if reached:
         print_summary(reached)
 
