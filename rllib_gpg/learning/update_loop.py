@@ -182,17 +182,29 @@ class UpdateLoop(TorchLearner):
         An optimizer whose gradient is 0 isn't stepped: where a group says nothing, as when all its
         returns are equal, Adam's momentum would move the policy all the same.
         """
-        norms = self._gradient_norms_of_optimizers(gradients_dict)
-        is_plain = self._lr_scheduler_classes is None and self._grad_scalers is None
-        # If a number isn't finite, the norm isn't either.
-        if not (is_plain and all(map(math.isfinite, norms.values()))):
+        if self._grad_scalers is not None:  # They need a gradient, be it 0.
             super().apply_gradients(gradients_dict)
             return
-        for parameter, gradient in gradients_dict.items():
+        norms = self._gradient_norms_of_optimizers(gradients_dict)
+        moved = [optimizer for optimizer, norm in norms.items() if norm != 0.0]
+        gradients = {
+            parameter: gradient
+            for optimizer in moved
+            for parameter in self._optimizer_parameters[optimizer]
+            if (gradient := gradients_dict.get(parameter)) is not None
+        }
+        # Optimizers pass over what has none.
+        for parameter in gradients_dict.keys() - gradients.keys():
+            self._params[parameter].grad = None
+        # If a number isn't finite, the norm isn't either.
+        are_finite = all(map(math.isfinite, norms.values()))
+        if self._lr_scheduler_classes is not None or not are_finite:
+            super().apply_gradients(gradients)
+            return
+        for parameter, gradient in gradients.items():
             self._params[parameter].grad = gradient
-        for optimizer, norm in norms.items():
-            if norm > 0.0:
-                optimizer.step()
+        for optimizer in moved:
+            optimizer.step()
 
     def _gradient_norms_of_optimizers(self, gradients_dict: Gradients) -> dict[Optimizer, float]:
         """Returns the norm of all that an optimizer steps by, of those that have something."""

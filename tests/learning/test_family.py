@@ -449,10 +449,12 @@ def test_a_module_that_comes_later_needs_a_reference_if_it_is_trained(tmp_path: 
 
 # The presets.
 
+METHODS = [name for name in vars(presets) if name.isupper() and name[0] != "_"]
+
 
 # Its second level is for states that repeat exactly; those of this env do, though they are floats.
 @pytest.mark.filterwarnings("ignore:StateBinning:UserWarning")
-@pytest.mark.parametrize("name", [n for n in vars(presets) if n.isupper() and n[0] != "_"])
+@pytest.mark.parametrize("name", METHODS)
 def test_every_preset_trains(name: str) -> None:
     config = small_config(Identity, **getattr(presets, name), group_size=16)
     with built(config) as algo:
@@ -478,7 +480,7 @@ def test_a_preset_takes_back_what_another_has_set() -> None:
 
 def test_presets_have_the_same_keys() -> None:
     """So that a search can take them from one of several."""
-    for name in (n for n in vars(presets) if n.isupper() and n[0] != "_"):
+    for name in METHODS:
         assert getattr(presets, name).keys() == presets.GPG.keys(), name
 
 

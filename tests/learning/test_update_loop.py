@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -222,13 +223,25 @@ class Solvable(Identity):
         return observation, 0.1 if self.is_solved else reward, *rest
 
 
-@pytest.mark.parametrize("num_learners", [0, 2])
-@pytest.mark.parametrize("training", [{}, {"binning": "universal", "credit": "outcome"}])
+@pytest.mark.parametrize(
+    ("training", "num_learners", "schedulers"),
+    [
+        ({}, 0, None),
+        ({"binning": "universal", "credit": "outcome"}, 0, None),
+        ({}, 2, None),
+        # RLlib's own way of applying gradients.
+        ({}, 0, [partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9)]),
+    ],
+)
 def test_a_group_of_equal_returns_moves_nothing(
-    training: dict[str, Any], num_learners: int, monkeypatch: pytest.MonkeyPatch
+    training: dict[str, Any],
+    num_learners: int,
+    schedulers: list[Any] | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Adam's momentum would, and has destroyed policies that had solved their task."""
     config = small_config(Solvable, lr=0.01, **training).learners(num_learners=num_learners)
+    config.experimental(_torch_lr_scheduler_classes=schedulers)
     with built(config) as algo:
         algo.train()
         before = algo.learner_group.get_weights()["default_policy"]
