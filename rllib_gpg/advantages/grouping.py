@@ -310,7 +310,7 @@ def key_codes(key_SK: IntArray) -> IntArray:
     row_S = np.ascontiguousarray(key_SK).view(np.dtype((np.void, key_SK[0].nbytes)))[:, 0]
     order_S = np.argsort(row_S)
     code_S = np.empty_like(order_S)
-    code_S[order_S] = np.cumsum(_differs_from_previous(row_S[order_S]))
+    code_S[order_S] = np.cumsum(differs_from_previous(row_S[order_S]))
     return code_S
 
 
@@ -347,8 +347,8 @@ def first_visits(code_S: IntArray, trajectory_S: IntArray) -> tuple[IntArray, In
     """
     # A stable sort leaves the steps of a bin in the order of their trajectories and timesteps.
     order_S = np.argsort(code_S, kind="stable")
-    new_bin_S = _differs_from_previous(code_S[order_S])
-    new_visit_S = new_bin_S | _differs_from_previous(trajectory_S[order_S])
+    new_bin_S = differs_from_previous(code_S[order_S])
+    new_visit_S = new_bin_S | differs_from_previous(trajectory_S[order_S])
     bin_S, entry_S = np.empty_like(order_S), np.empty_like(order_S)
     bin_S[order_S] = np.cumsum(new_bin_S) - 1
     entry_S[order_S] = order_S[new_visit_S][np.cumsum(new_visit_S) - 1]
@@ -359,6 +359,6 @@ def _described(keys: NDArray[Any]) -> str:
     return f"got {keys.dtype} of shape {keys.shape}"
 
 
-def _differs_from_previous(value_S: NDArray[Any]) -> NDArray[np.bool_]:
+def differs_from_previous(value_S: NDArray[Any]) -> NDArray[np.bool_]:
     """Marks the first entry, and every entry unlike the one before it."""
     return np.concatenate([[True], value_S[1:] != value_S[:-1]])

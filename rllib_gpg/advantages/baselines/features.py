@@ -212,11 +212,11 @@ class Features:
         """Returns phi, [S, F], in `out` if that is given."""
         num_inputs = x_SD.shape[1]
         phi_SF = np.empty((len(x_SD), len(self))) if out is None else out
-        z_SD, square_SD, random_SR = np.split(phi_SF, [num_inputs, 2 * num_inputs], axis=1)
+        z_SD = phi_SF[:, :num_inputs]
         np.clip((x_SD - self._mean_D) * self._scale_D, -_CLIP, _CLIP, out=z_SD)
-        np.square(z_SD, out=square_SD)
+        np.square(z_SD, out=phi_SF[:, num_inputs : 2 * num_inputs])
         h_SR = z_SD @ self._w_RD.T + self._u_R
-        np.divide(h_SR, 1.0 + np.abs(h_SR), out=random_SR)
+        np.divide(h_SR, 1.0 + np.abs(h_SR), out=phi_SF[:, 2 * num_inputs :])
         return phi_SF
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_gpg.advantages.binning import IntArray
-from rllib_gpg.advantages.grouping import BinnedGroup
+from rllib_gpg.advantages.grouping import BinnedGroup, differs_from_previous
 from rllib_gpg.advantages.inputs import FloatArray
 
 # The candidates for rho. Of equally good ones the first is taken: infinite, which is plain bins.
@@ -128,13 +128,13 @@ def predict_and_sum(
     in_sums_S = (row_S >= 0) & ~alone_S
 
     num_features, num_rhos = weight_FC.shape
-    predicted_CS = np.empty((num_rhos, len(row_S)))
+    predicted_SC = np.empty((len(row_S), num_rhos))
     first_BX, every_BX = np.zeros((2, len(kept_B), 1 + num_features))
     product_XX = np.zeros((1 + num_features, 1 + num_features))
     for in_sums, marked_S in ((True, in_sums_S), (False, ~in_sums_S)):
         for steps in _blocks_by_bin(group, marked_S):
             x, row, is_first = x_of(steps), row_S[steps], is_first_S[steps]
-            predicted_CS[:, steps] = (x[:, 1:] @ weight_FC).T
+            predicted_SC[steps] = x[:, 1:] @ weight_FC
             if in_sums:
                 product_XX += x.T @ x
                 rows, sums = _sums_by_row(x, row)
@@ -144,13 +144,15 @@ def predict_and_sum(
                 rows, sums = _sums_by_row(x[is_first], row[is_first])
             first_BX[rows] += sums
     count_B = np.bincount(row_S[in_sums_S], minlength=len(kept_B)).astype(np.float64)
-    return predicted_CS, GroupSums(first_BX, every_BX, count_B, product_XX)
+    return predicted_SC.T, GroupSums(first_BX, every_BX, count_B, product_XX)
 
 
 def _sums_by_row(x: FloatArray, row: IntArray) -> tuple[IntArray, FloatArray]:
     """The rows that steps belong to, ascending, and the sum of x over the steps of each."""
-    starts = np.flatnonzero(np.diff(row, prepend=-1))
-    return row[starts], np.add.reduceat(x, starts, axis=0) if len(starts) else x
+    if not len(row):
+        return row, x
+    starts = np.flatnonzero(differs_from_previous(row))
+    return row[starts], np.add.reduceat(x, starts, axis=0)
 
 
 def _blocks_by_bin(group: BinnedGroup, marked_S: NDArray[np.bool_]) -> Iterator[IntArray]:
