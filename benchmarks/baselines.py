@@ -39,6 +39,8 @@ from rllib_gpg.envs.envpool import register_envpool
 EXPERIMENT, TUNING = "baselines", "baselines_tuning"
 SEEDS, TUNING_SEEDS = (40, 41, 42, 43), (0, 1)
 HIDDENS = [64, 64]
+# In a group of rollouts; with their 64 or 256 steps, an update has as many env steps as one of PPO.
+NUM_ROLLOUTS = 8
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,17 @@ GPG_CONTENDERS: dict[str, dict[str, Any]] = {
     "ridge-0.95-features-0": ridge(0.95, num_features=0),
     "ridge-0.95-features-256": ridge(0.95, num_features=256),
     "ridge-0.95-bootstrap": {**ridge(0.95), "bootstrap_truncated": True},
+    # Rollouts, not episodes: cut off, completed by the ridge, gone on with in the next group.
+    **{
+        f"ridge-{lambda_}-rollouts-{length}": {
+            **ridge(lambda_),
+            "bootstrap_truncated": True,
+            "group_size": NUM_ROLLOUTS,
+            "rollout_fragment_length": length,
+        }
+        for lambda_ in (0.95, 0.98)
+        for length in (64, 256)
+    },
     # The same as without it, with a critic that learns from the same groups and isn't used.
     "ridge-0.95-witness": ridge(0.95),
 }
@@ -115,15 +128,22 @@ PPO_CONTENDERS: dict[str, dict[str, Any]] = {
 PPO, PPO_CANDIDATES = "ppo", "ppo-candidates"
 TUNING_GROUP_SIZE = 4
 MAIN = ("bins", "bins-carried", "ridge-1", "ridge-0.98", "ridge-0.97", "ridge-0.95")
-VARIANTS = tuple(name for name in GPG_CONTENDERS if name not in (*MAIN, "ridge-0.95-witness"))
+WITNESS = "ridge-0.95-witness"
+ROLLOUTS = tuple(name for name in GPG_CONTENDERS if "-rollouts-" in name)
+# What is compared on the seeds of `--tuning`: episodes, and rollouts of two lengths.
+SAMPLED = ("ridge-0.95", "ridge-0.98", *ROLLOUTS)
+VARIANTS = tuple(name for name in GPG_CONTENDERS if name not in (*MAIN, *ROLLOUTS, WITNESS))
 
 
 def gpg_config(cell: Cell, task: Task, training: dict[str, Any]) -> GPGConfig:
-    """GPG's settings: all episodes of a group side by side."""
-    config = GPGConfig().env_runners(num_envs_per_env_runner=cell.group_size)
+    """GPG's settings: all episodes of a group, or all rollouts, side by side."""
+    training = {**task.training, "group_size": cell.group_size, **training}
+    config = GPGConfig().env_runners(num_envs_per_env_runner=training["group_size"])
+    if length := training.pop("rollout_fragment_length", None):
+        config.env_runners(batch_mode="truncate_episodes", rollout_fragment_length=length)
     model = {"free_log_std": True, "normalize_observations": True} if task.is_continuous else {}
     config.rl_module(model_config={"fcnet_hiddens": HIDDENS, **model})
-    return config.training(**{**task.training, "group_size": cell.group_size, **training})
+    return config.training(**training)
 
 
 def ppo_config(task: Task, training: dict[str, Any]) -> PPOConfig:
@@ -171,8 +191,11 @@ def config_of(cell: Cell) -> AlgorithmConfig:
         config = gpg_config(cell, task, GPG_CONTENDERS[cell.contender]).callbacks(EndedEpisodes)
     if task.is_discrete:
         config.env_runners(env_to_module_connector=lambda *_, **__: FlattenObservations())
-    config.environment(register_envpool(cell.env))
-    config.env_runners(gym_env_vectorize_mode="vector_entry_point")
+    if config.batch_mode == "truncate_episodes" and isinstance(config, GPGConfig):
+        config.environment(cell.env)  # a rollout can go on only in an env that can be replayed
+    else:
+        config.environment(register_envpool(cell.env))
+        config.env_runners(gym_env_vectorize_mode="vector_entry_point")
     return config.debugging(seed=cell.seed, log_level="ERROR", log_sys_usage=False)
 
 
@@ -265,12 +288,16 @@ def report() -> None:
             if (env, n, contender) in results:
                 results[env, n, PPO] = results[env, n, contender]
 
-    to.write_table(page, "returns", to.table(results, [*MAIN, PPO], steps))
+    to.write_table(page, "returns", to.table(results, [*MAIN, *ROLLOUTS, PPO], steps))
     to.write_table(page, "variants", to.table(results, VARIANTS, small))
     tuning = to.results_of(
-        cell for env in TASKS for name in PPO_CONTENDERS for cell in tuning_cells(env, name)
+        cell
+        for env in TASKS
+        for name in (*PPO_CONTENDERS, *SAMPLED)
+        for cell in tuning_cells(env, name)
     )
     to.write_table(page, "tuning", to.table(tuning, list(PPO_CONTENDERS), small))
+    to.write_table(page, "rollouts", to.table(tuning, SAMPLED, small))
 
     def panels(names: dict[str, str], curve_of: Any, only_if: str) -> dict[str, Any]:
         return {
@@ -291,9 +318,8 @@ def report() -> None:
     curves = panels(names, lambda _: to.returns_curve, "ridge-0.95")
     to.draw(curves, "mean return", to.DOCS / "images" / "baselines_returns")
     series = {"bins": "bins", "ridge in bins": "baseline", "PPO's trained critic": "critic"}
-    witness = "ridge-0.95-witness"
     curves = panels(
-        dict.fromkeys(series, witness), lambda label: to.explained_curve(series[label]), witness
+        dict.fromkeys(series, WITNESS), lambda label: to.explained_curve(series[label]), WITNESS
     )
     to.draw(curves, "explained variance", to.DOCS / "images" / "baselines_explained")
 

@@ -37,7 +37,11 @@ def results_of(cells: Iterable[Cell]) -> Results:
 
 
 def table(results: Results, contenders: Sequence[str], num_env_steps: dict[Any, int]) -> str:
-    """Mean and standard error of the last returns: a row per task and group size."""
+    """Mean and standard error of the last returns: a row per task and group size.
+
+    Rows and columns of which nothing has been run are left out.
+    """
+    contenders = [name for name in contenders if any(name == ran for *_, ran in results)]
     lines = [
         f"| task | N | env steps | {' | '.join(contenders)} |",
         f"|---|---|---|{'---|' * len(contenders)}",
