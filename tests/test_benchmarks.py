@@ -17,7 +17,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from benchmarks import bootstrap, cells
 from benchmarks.cells import Cell
-from benchmarks.evidence.rllib_runs import ppo_config
+from benchmarks.evidence.cleanrl import ppo_config
 from benchmarks.training import ScaleRewards, after, train
 
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from benchmarks.cells import Cell
-from benchmarks.evidence.protocol import EVALUATION_EPISODES, ZOO
+from benchmarks.evidence.protocol import EVALUATION_EPISODES, ZOO, evaluation_seed
 from benchmarks.training import Curve
 
 
@@ -24,7 +24,7 @@ class LearningCurve(BaseCallback):
         """Starts empty."""
         super().__init__()
         self.curve: Curve = {}
-        self._start = time.process_time()
+        self._start, self._start_of_clock = time.process_time(), time.monotonic()
         self._ended: list[tuple[float, float]] = []
 
     def _on_step(self) -> bool:
@@ -50,6 +50,7 @@ class LearningCurve(BaseCallback):
             "length": round(lengths / max(1, number), 1),
             "episodes": number,
             "cpu_seconds": round(time.process_time() - self._start, 2),
+            "seconds": round(time.monotonic() - self._start_of_clock, 2),
         }
         self._ended.clear()
         for name, value in row.items():
@@ -58,20 +59,24 @@ class LearningCurve(BaseCallback):
 
 def run(cell: Cell) -> dict[str, Any]:
     """Trains, evaluates; gives settings, learning curve, and the evaluation's returns."""
-    settings = dict(ZOO[cell.env])
-    num_envs, normalize = settings.pop("n_envs", 1), settings.pop("normalize", False)
-    env: VecEnv = make_vec_env(cell.env, num_envs, seed=cell.seed, env_kwargs={"render_mode": None})
-    if normalize:
-        env = VecNormalize(env, gamma=settings.get("gamma", 0.99))
-    model = PPO("MlpPolicy", env, seed=cell.seed, device="cpu", **_for_sb3(settings))
-    callback = LearningCurve()
+    model, callback = model_of(cell), LearningCurve()
     model.learn(cell.num_env_steps, callback=callback)
     evaluation = {
         name: _returns(model, cell, deterministic)
         for name, deterministic in (("sampled", False), ("greedy", True))
     }
-    env.close()
+    model.get_env().close()
     return {"settings": ZOO[cell.env], "curve": callback.curve, "evaluation": evaluation}
+
+
+def model_of(cell: Cell) -> PPO:
+    """The algorithm, with the Zoo's settings and envs."""
+    settings = dict(ZOO[cell.env])
+    num_envs, normalize = settings.pop("n_envs", 1), settings.pop("normalize", False)
+    env: VecEnv = make_vec_env(cell.env, num_envs, seed=cell.seed, env_kwargs={"render_mode": None})
+    if normalize:
+        env = VecNormalize(env, gamma=settings.get("gamma", 0.99))
+    return PPO("MlpPolicy", env, seed=cell.seed, device="cpu", **_for_sb3(settings))
 
 
 def _for_sb3(settings: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +100,10 @@ def _linear(value: Any) -> Any:
 def _returns(model: PPO, cell: Cell, deterministic: bool) -> list[float]:
     """The returns of fresh episodes; SB3 fixes beforehand how many each env plays."""
     env: VecEnv = make_vec_env(
-        cell.env, EVALUATION_EPISODES, seed=10_000 + cell.seed, env_kwargs={"render_mode": None}
+        cell.env,
+        EVALUATION_EPISODES,
+        seed=evaluation_seed(cell.seed),
+        env_kwargs={"render_mode": None},
     )
     learned_on = model.get_vec_normalize_env()
     if learned_on is not None:
