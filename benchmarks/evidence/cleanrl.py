@@ -1,7 +1,7 @@
 """RLlib's PPO as CleanRL has it: what its settings don't reach.
 
-CleanRL's heads are initialised with gains of 0.01 (policy) and 1 (value), its Adam has an epsilon of
-1e-5, and its value loss is half a squared error, RLlib's a whole one. Loss and minibatches stay
+CleanRL's heads are initialised with gains of 0.01 (policy) and 1 (value), its Adam has an epsilon
+of 1e-5, and its value loss is half a squared error, RLlib's a whole one. Loss and minibatches stay
 RLlib's: `docs/results/protocol.md` says in what they differ.
 """
 
