@@ -15,7 +15,7 @@ import pytest
 from benchmarks import cells
 from benchmarks.cells import Cell
 from benchmarks.evidence import paper, protocol, signal_to_noise, simulators
-from benchmarks.evidence.__main__ import ENVS, EXPERIMENTS, cells_of, run_cell
+from benchmarks.evidence.__main__ import ENVS, EXPERIMENTS, cells_of, main, run_cell
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +38,27 @@ def test_experiments_share_their_cells() -> None:
     assert {*groups} & {*ppo} == {*ppo[-2:]}
 
 
-def test_nothing_is_run_before_its_settings_are_chosen() -> None:
-    untuned = dataclasses.replace(protocol.TASKS["Ant-v5"], gpg=None)
-    with mock.patch.dict(protocol.TASKS, {"Ant-v5": untuned}):
-        assert len(protocol.cells_of("tuning", "Ant-v5")) == 2 * len(protocol.CANDIDATES)
-        with pytest.raises(SystemExit, match="tuning"):
-            protocol.cells_of("ppo", "Ant-v5")
+def test_gpg_waits_for_its_settings_and_ppo_does_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(protocol.cells_of("tuning", "Ant-v5")) == 2 * len(protocol.CANDIDATES)
+    found = {
+        experiment: {cell.contender for cell in protocol.cells_of(experiment, "Hopper-v5")}
+        for experiment in ("ppo", "ladder", "groups")
+    }
+    assert found["ppo"] == {"rllib-ppo", "sb3-ppo", "ppo-lambda-1"}
+    assert found["ladder"] == {"rllib-ppo", "ppo-lambda-1"}
+    assert found["groups"] == set()
+    monkeypatch.setattr("sys.argv", ["evidence", "status", "ppo", "--envs", "Ant-v5"])
+    main()
+    text = capsys.readouterr().out
+    assert "0 of   15 done" in text
+    assert "Ant-v5: gpg-paper and gpg wait for `tuning`" in text
+
+
+def test_seeds_of_tuning_are_never_reported() -> None:
+    with pytest.raises(SystemExit, match="tuned on"):
+        protocol.cells_of("ppo", "Ant-v5", (1, 105))
 
 
 @pytest.mark.slow
@@ -72,8 +87,11 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
     task = dataclasses.replace(protocol.TASKS["Acrobot-v1"], **chosen)
     monkeypatch.setattr(protocol, "TASKS", {"Acrobot-v1": task})
     monkeypatch.setattr(report, "TASKS", {"Acrobot-v1": task})
+    monkeypatch.setattr(report, "ALONE_TASKS", ("Acrobot-v1",))
+    monkeypatch.setattr(protocol, "ALONE_TASKS", ("Acrobot-v1",))
     seconds = {"rllib-ppo": 20.0, "ridge-0.98": 10.0}
-    for one in protocol.cells_of("ppo", "Acrobot-v1"):
+    # One seed more than the protocol's has been added.
+    for one in protocol.cells_of("ppo", "Acrobot-v1", (*protocol.SEEDS, 105)):
         if one.contender not in seconds:
             continue
         share = np.linspace(0.01, 1.0, 100)
@@ -88,16 +106,26 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
                     "episodes": [1] * 100,
                     "cpu_seconds": (share * seconds[of.contender]).tolist(),
                 },
-                "evaluation": {"sampled": [final] * 20, "greedy": [final] * 20},
+                "evaluation": {"sampled": [final] * 20, "greedy": [final + 1.0] * 20},
+                "peak_memory": 2**29,
             },
         )
     runs = report.runs_of_ppo()
     found = report.compare(runs, protocol.GPG, protocol.RLLIB_PPO)
     assert (found["env steps"].value, found["CPU time"].value) == (0.0, 1.0)
-    assert "| Acrobot-v1 | rllib-ppo | 100 ± 0 (5) | 90 ± 0 (5) |" in report.table_of_losses(runs)
-    assert "| 100 ± 0 (5) | not run | not run | not run | 90 ± 0 (5) |" in report.table_of_returns(
-        runs
-    )
+    assert "| Acrobot-v1 | rllib-ppo | 100 ± 0 (6) | 90 ± 0 (6) |" in report.table_of_losses(runs)
+    for how, row in (("sampled", "100 | 90"), ("greedy", "101 | 91")):
+        ppo, gpg = (f"{value} ± 0 (6)" for value in row.split(" | "))
+        line = f"| {ppo} | not run | not run | not run | {gpg} |"
+        assert line in report.table_of_returns(runs, how)
+    assert "| Acrobot-v1 | 512 ± 0 (6) | not run" in report.table_of_memory(runs)
+    # A tenth of the env steps, for which PPO has taken 2 of 20 seconds beside others.
+    alone = protocol.cells_of("alone", "Acrobot-v1")[0]
+    times = {"steps": [alone.num_env_steps], "cpu_seconds": [1.9], "seconds": [3.1]}
+    cells._run_one(alone, lambda of: {"curve": {**times, "return": [0.0], "episodes": [1]}})
+    text = report.table_of_time_alone()
+    assert "| Acrobot-v1 | rllib-ppo | 2 | 2 | 3 |" in text
+    assert "| Acrobot-v1 | sb3-ppo | not run | not run | not run |" in text
     page = tmp_path / "ppo.md"
     page.write_text(report.PAGE.read_text())
     monkeypatch.setattr(report, "PAGE", page)
@@ -108,6 +136,22 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
     assert pictures == {
         f"ppo_{a}.{s}" for a in ("steps", "cpu_seconds", "updates") for s in ("png", "svg")
     }
+
+
+def test_zero_is_the_untrained_policy_also_where_no_episode_of_ppo_has_ended() -> None:
+    """Whole episodes of the first group; PPO's first 64 steps per env end no episode."""
+    from benchmarks.evidence import ppo_page
+
+    def result(first: float, episodes: int, final: float) -> dict[str, Any]:
+        curve = {"return": [first, final], "episodes": [episodes, 8]}
+        return {"curve": curve, "evaluation": {"sampled": [final] * 20}}
+
+    ppo, gpg = result(0.0, 0, -90.0), result(-500.0, 4, -295.0)
+    runs = {name: {"Acrobot-v1": [ppo] * 2} for name in protocol.CONTENDERS}
+    runs[protocol.GPG] = {"Acrobot-v1": [gpg] * 2}
+    text = ppo_page.table_of_interquartile_means(runs)
+    assert "| rllib-ppo | 1.00 (" in text
+    assert "| gpg | 0.50 (" in text
 
 
 @pytest.mark.slow

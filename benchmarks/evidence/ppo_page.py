@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +16,18 @@ from benchmarks.bootstrap import (
     probability_of_improvement,
 )
 from benchmarks.cells import return_until
-from benchmarks.evidence.protocol import CONTENDERS, GPG, RLLIB_PPO, SB3_PPO, TASKS, cells_of
+from benchmarks.evidence.protocol import (
+    ALONE_TASKS,
+    CONTENDERS,
+    FOLDER,
+    GPG,
+    RLLIB_PPO,
+    SB3_PPO,
+    TASKS,
+    cells_of,
+    contenders_of,
+    seeds_of,
+)
 from benchmarks.evidence.tables import (
     Result,
     at_the_end,
@@ -23,7 +35,9 @@ from benchmarks.evidence.tables import (
     final,
     markdown,
     mean_at_the_end,
+    spread,
 )
+from benchmarks.origins import origins
 
 PAGE = reporting.DOCS / "results" / "ppo.md"
 Runs = dict[str, dict[str, list[Result]]]
@@ -33,14 +47,11 @@ Runs = dict[str, dict[str, list[Result]]]
 def runs_of_ppo() -> Runs:
     """What has been run of the experiment `ppo`, under the contenders' names."""
     runs: Runs = {name: {} for name in CONTENDERS}
-    for env, task in TASKS.items():
-        if task.gpg is None or task.gpg_paper is None:
-            continue
-        cells = cells_of("ppo", env)
-        # Each seed has the contenders in their order.
-        for position, cell in enumerate(cells):
+    for env in TASKS:
+        names = {pair: name for name, pair in contenders_of(env).items()}
+        for cell in cells_of("ppo", env, seeds_of(env)):
             if cell.is_done:
-                name = CONTENDERS[position % len(CONTENDERS)]
+                name = names[cell.contender, cell.group_size]
                 runs[name].setdefault(env, []).append(cell.result())
     return runs
 
@@ -73,13 +84,49 @@ def compare(runs: Runs, ours: str, theirs: str) -> dict[str, Estimate]:
     }
 
 
-def table_of_returns(runs: Runs) -> str:
-    """Final returns, a row per task."""
+def table_of_returns(runs: Runs, how: str) -> str:
+    """Final returns with actions `sampled` or `greedy`, a row per task."""
     rows = [
-        [env, f"{task.num_env_steps:,}", *(final(runs[name].get(env, [])) for name in CONTENDERS)]
+        [
+            env,
+            f"{task.num_env_steps:,}",
+            *(final(runs[name].get(env, []), how=how) for name in CONTENDERS),
+        ]
         for env, task in TASKS.items()
     ]
     return markdown(["task", "env steps", *CONTENDERS], rows)
+
+
+def table_of_memory(runs: Runs) -> str:
+    """What a contender's process has held at most, in MiB."""
+    rows = [
+        [
+            env,
+            *(
+                spread([r["peak_memory"] / 2**20 for r in runs[name].get(env, [])])
+                for name in CONTENDERS
+            ),
+        ]
+        for env in TASKS
+    ]
+    return markdown(["task", *CONTENDERS], rows)
+
+
+def table_of_time_alone() -> str:
+    """Seconds for the same env steps with the same seed: beside another cell, and alone."""
+    rows = []
+    for env in ALONE_TASKS:
+        for cell in cells_of("alone", env):
+            beside = replace(cell, experiment=FOLDER, num_env_steps=TASKS[env].num_env_steps)
+            times = ["not run"] * 3
+            if cell.is_done and beside.is_done:
+                alone, other = cell.result()["curve"], beside.result()["curve"]
+                steps = alone["steps"][-1]
+                cpu = float(np.interp(steps, other["steps"], other["cpu_seconds"]))
+                times = [f"{t:.0f}" for t in (cpu, alone["cpu_seconds"][-1], alone["seconds"][-1])]
+            rows.append([env, cell.contender, *times])
+    head = ["task", "contender", "CPU s beside another", "CPU s alone", "s by the clock alone"]
+    return markdown(head, rows)
 
 
 def table_of_comparisons(runs: Runs) -> str:
@@ -97,7 +144,7 @@ def table_of_interquartile_means(runs: Runs) -> str:
     tasks = set.intersection(*(set(of_tasks) for of_tasks in runs.values()))
     if not tasks:
         return "Not run on any task by all."
-    worst = {env: _untrained(runs[RLLIB_PPO][env]) for env in tasks}
+    worst = {env: _untrained(runs[GPG][env]) for env in tasks}
     best = {env: mean_at_the_end(runs[RLLIB_PPO][env]) for env in tasks}
 
     def scores(name: str) -> Scores:
@@ -122,14 +169,26 @@ def table_of_losses(runs: Runs) -> str:
     return markdown(["task", "behind", "theirs", GPG], rows) if rows else "Nowhere so far."
 
 
+def table_of_origins(runs: Runs) -> str:
+    """At which commits all of this was run."""
+    return (
+        origins(r for of_tasks in runs.values() for results in of_tasks.values() for r in results)
+        or "Not run yet."
+    )
+
+
 def write() -> None:
     """Rewrites the tables of the page, and draws its pictures once there is something to draw."""
     runs = runs_of_ppo()
     tables: Mapping[str, Callable[[Runs], str]] = {
         "losses": table_of_losses,
-        "returns": table_of_returns,
+        "returns": lambda runs: table_of_returns(runs, "sampled"),
+        "greedy": lambda runs: table_of_returns(runs, "greedy"),
         "comparisons": table_of_comparisons,
         "means": table_of_interquartile_means,
+        "memory": table_of_memory,
+        "alone": lambda _: table_of_time_alone(),
+        "origins": table_of_origins,
     }
     for name, table in tables.items():
         reporting.write_table(PAGE, name, table(runs))
@@ -150,6 +209,7 @@ def write() -> None:
 
 
 def _untrained(results: list[Result]) -> float:
+    # Of GPG's first groups: whole episodes, while PPO's first steps end short ones only, or none.
     return float(np.mean([result["curve"]["return"][0] for result in results]))
 
 

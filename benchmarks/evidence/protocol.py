@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.cells import Cell
+from benchmarks.cells import Cell, seeds_run
 
 TUNING_SEEDS = (0, 1)
 SEEDS = (100, 101, 102, 103, 104)
@@ -192,13 +192,20 @@ TASKS = {
     "HalfCheetah-v5": Task(1_000_000, is_continuous=True),
     "Ant-v5": Task(1_000_000, is_continuous=True),
 }
-EXPERIMENTS = ("tuning", "ppo", "ladder", "groups")
+EXPERIMENTS = ("tuning", "ppo", "ladder", "groups", "alone")
 LADDER_TASKS = ("LunarLander-v3", "Hopper-v5", "HalfCheetah-v5")
 GROUPS_TASKS = ("LunarLander-v3", "Hopper-v5")
+# Cells with nothing beside them, to compare their CPU time and the clock's with those of the rest.
+ALONE_TASKS, ALONE_SHARE = ("LunarLander-v3", "Hopper-v5"), 0.1
+# Where files are. Runs that two experiments have in common are one.
+FOLDERS = {"tuning": "evidence_tuning", "alone": "evidence_alone"}
+FOLDER = "evidence"
 
 
 def cells_of(experiment: str, env: str, seeds: tuple[int, ...] | None = None) -> list[Cell]:
     """The cells of an experiment on one task, seed by seed.
+
+    Those of GPG are left out until tuning has chosen its settings.
 
     Args:
         experiment: One of `EXPERIMENTS`.
@@ -206,31 +213,49 @@ def cells_of(experiment: str, env: str, seeds: tuple[int, ...] | None = None) ->
         seeds: Others than the protocol's.
 
     Raises:
-        SystemExit: If the experiment needs settings that tuning has yet to choose.
+        SystemExit: If one of the seeds is among those that settings are tuned on.
     """
-    task = TASKS[env]
-    tuning = experiment == "tuning"
-    budget = int(task.num_env_steps * (TUNING_SHARE if tuning else 1.0))
+    if experiment != "tuning" and {*(seeds or ())} & {*TUNING_SEEDS}:
+        raise SystemExit(f"Settings were tuned on seeds {TUNING_SEEDS}: they aren't reported.")
+    defaults = {"tuning": TUNING_SEEDS, "alone": SEEDS[:1]}
+    share = {"tuning": TUNING_SHARE, "alone": ALONE_SHARE}.get(experiment, 1.0)
+    budget = int(TASKS[env].num_env_steps * share)
+    folder = FOLDERS.get(experiment, FOLDER)
     return [
-        # Runs that two experiments have in common are one.
-        Cell("evidence_tuning" if tuning else "evidence", env, contender, group_size, seed, budget)
-        for seed in (seeds or (TUNING_SEEDS if tuning else SEEDS))
-        for contender, group_size in _who(experiment, env, task)
+        Cell(folder, env, contender, group_size, seed, budget)
+        for seed in seeds or defaults.get(experiment, SEEDS)
+        for contender, group_size in _who(experiment, env)
     ]
 
 
-def _who(experiment: str, env: str, task: Task) -> list[tuple[str, int]]:
-    """Pairs of a contender and its group size, 0 if it has none."""
+def seeds_of(env: str) -> tuple[int, ...]:
+    """The protocol's seeds, and those that have been added."""
+    return tuple(sorted({*SEEDS} | seeds_run(FOLDER, env)))
+
+
+def contenders_of(env: str) -> dict[str, tuple[str, int]]:
+    """The contenders whose settings are known: how their cells name them, and their group size.
+
+    PPO has none, which is 0.
+    """
+    task = TASKS[env]
+    settings = {name: (name, 0) for name in (RLLIB_PPO, SB3_PPO, PPO_LAMBDA_1)}
+    chosen = {GPG_PAPER: task.gpg_paper, GPG: task.gpg}
+    return settings | {name: pair for name, pair in chosen.items() if pair is not None}
+
+
+def _who(experiment: str, env: str) -> list[tuple[str, int]]:
+    """Pairs of a contender and its group size."""
+    known = contenders_of(env)
     if experiment == "tuning":
         return list(CANDIDATES)
-    if task.gpg is None or task.gpg_paper is None:
-        raise SystemExit(f"{env}: run `tuning` first, and write down what it has chosen.")
-    best, group_size = task.gpg
-    if experiment == "ppo":
-        return [(RLLIB_PPO, 0), (SB3_PPO, 0), (PPO_LAMBDA_1, 0), task.gpg_paper, task.gpg]
+    if experiment == "ppo" or (experiment == "alone" and env in ALONE_TASKS):
+        return list(known.values())
     if experiment == "ladder" and env in LADDER_TASKS:
-        rungs = dict.fromkeys(best if rung == GPG else rung for rung in LADDER)
-        return [(rung, 0 if "ppo" in rung else group_size) for rung in rungs]
-    if experiment == "groups" and env in GROUPS_TASKS:
-        return [(name, n) for n in GROUP_SIZES for name in ("time", best)]
+        if GPG in known:
+            n = known[GPG][1]
+            known |= {rung: (rung, n) for rung in LADDER if rung not in known}
+        return [known[rung] for rung in LADDER if rung in known]
+    if experiment == "groups" and env in GROUPS_TASKS and GPG in known:
+        return [(name, n) for n in GROUP_SIZES for name in ("time", known[GPG][0])]
     return []
