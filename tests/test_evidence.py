@@ -132,6 +132,7 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
     monkeypatch.setattr(report.reporting, "DOCS", tmp_path)
     report.write()
     assert "| rllib-ppo | 0.00 (0.00 to 0.00) | 1.00 (1.00 to 1.00) |" in page.read_text()
+    assert "![Mean return against env steps](../images/ppo_steps.png)" in page.read_text()
     pictures = {path.name for path in (tmp_path / "images").iterdir()}
     assert pictures == {
         f"ppo_{a}.{s}" for a in ("steps", "cpu_seconds", "updates") for s in ("png", "svg")
@@ -272,5 +273,7 @@ def test_the_papers_page_has_its_figures_beside_ours(
     short = text.split("Below the paper")[1].split("## Figure 4")[0]
     assert short.count("| CartPole-v1 |") == 1 and "| CartPole-v1 | 16 | 428 ± 33 |" in short
     assert "| spatial | not run | 100 ± 0 (2) | not run | not run |" in text.replace("± 1", "± 0")
+    # No run of PPO, so no picture of it.
+    assert "(../images/paper_gpg.png)" in text and "paper_ppo" not in text
     pictures = {path.name for path in (tmp_path / "images").glob("*.png")}
     assert pictures == {"paper_gpg.png", "paper_env_steps.png", "paper_binnings.png"}

@@ -25,6 +25,12 @@ from benchmarks.evidence.tables import at_the_end, curve_against, final, markdow
 from benchmarks.reporting import Results, results_of
 
 PAGE = reporting.DOCS / "results" / "paper.md"
+PICTURES = {
+    "paper_gpg": "GPG: mean return against iterations, Table 1 dashed (Figure 2)",
+    "paper_ppo": "RLlib's PPO: mean return against iterations, Table 1 dashed (Figure 2)",
+    "paper_env_steps": "GPG: mean return against env steps (Figure 3)",
+    "paper_binnings": "Bins on LunarLander: mean return against iterations (Figure 4)",
+}
 
 
 def write() -> None:
@@ -50,6 +56,7 @@ def write() -> None:
     }
     path = reporting.DOCS / "images" / "paper_binnings"
     reporting.draw(panels, "mean return", path, xlabel="iterations", unit=1)
+    reporting.write_pictures(PAGE, PICTURES)
 
 
 def _seeds(experiment: str, env: str, planned: tuple[int, ...]) -> tuple[int, ...]:

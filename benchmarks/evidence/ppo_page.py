@@ -40,6 +40,11 @@ from benchmarks.evidence.tables import (
 from benchmarks.origins import origins
 
 PAGE = reporting.DOCS / "results" / "ppo.md"
+PICTURES = {
+    "ppo_steps": "Mean return against env steps",
+    "ppo_cpu_seconds": "Mean return against CPU seconds",
+    "ppo_updates": "Mean return against updates",
+}
 Runs = dict[str, dict[str, list[Result]]]
 """Contender -> task -> what its cells say, seed by seed."""
 
@@ -206,6 +211,7 @@ def write() -> None:
         reporting.draw(
             panels, "mean return", path, xlabel=label, unit=1e3 if axis == "steps" else 1
         )
+    reporting.write_pictures(PAGE, PICTURES)
 
 
 def _untrained(results: list[Result]) -> float:

@@ -38,6 +38,7 @@ def write() -> None:
     }
     panels = {env: lines for env, lines in panels.items() if any(lines.values())}
     reporting.draw(panels, "mean return", reporting.DOCS / "images" / "ladder")
+    reporting.write_pictures(PAGE, {"ladder": "Mean return against env steps, rung by rung"})
 
 
 def table_of_the_ladder() -> str:
