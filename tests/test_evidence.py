@@ -63,17 +63,24 @@ def test_seeds_of_tuning_are_never_reported() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize(("contender", "group_size"), [("rllib-ppo", 0), ("ridge-0.95", 2)])
+@pytest.mark.parametrize(
+    ("contender", "group_size"), [("rllib-ppo", 0), ("sb3-ppo", 0), ("ridge-0.95", 2)]
+)
 def test_a_run_of_the_evidence_ends_with_an_evaluation(contender: str, group_size: int) -> None:
     """PPO with its filter of observations, on fresh episodes of Pendulum, all 200 steps long."""
+    if contender == protocol.SB3_PPO:
+        pytest.importorskip("stable_baselines3", reason="in the optional extra `benchmarks`")
     outcome = run_cell(Cell("x", "Pendulum-v1", contender, group_size, 0, 800))
     curve = outcome["curve"]
     assert curve["steps"][-1] >= 800
     assert set(curve["length"]) == {200.0}
     # PPO leaves some unfinished.
     assert 0 < sum(curve["episodes"]) <= curve["steps"][-1] / 200
+    assert all(len(values) == len(curve["steps"]) for values in curve.values())
+    assert curve.keys() >= {"return", "cpu_seconds", "seconds"}
     assert [len(outcome["evaluation"][how]) for how in ("sampled", "greedy")] == [20, 20]
     assert all(-2000.0 < value < 0.0 for value in outcome["evaluation"]["sampled"])
+    assert 2**27 < outcome["peak_memory"] < 2**34
     json.dumps(outcome, allow_nan=False)
 
 

@@ -92,6 +92,7 @@ def test_ppo_is_evaluated_with_the_observations_statistics_of_its_training() -> 
 
 @pytest.mark.parametrize(("env", "width"), [("Walker2d-v5", 64), ("Hopper-v5", 256)])
 def test_sb3s_networks_are_those_of_its_zoo(env: str, width: int) -> None:
+    pytest.importorskip("stable_baselines3", reason="in the optional extra `benchmarks`")
     from benchmarks.evidence import sb3_runs
 
     model = sb3_runs.model_of(Cell("x", env, protocol.SB3_PPO, 0, 1, 1000))
