@@ -179,7 +179,9 @@ def test_a_run_of_the_paper_ends_after_its_iterations(
 ) -> None:
     cell = paper._cell(paper.TABLE, env, contender, group_size, seed=7)
     outcome = run_cell(dataclasses.replace(cell, num_iterations=2))
-    assert outcome["curve"]["steps"][-1] == steps
+    # Envs that RLlib's PPO resets at different times end a batch a few env steps late.
+    late = outcome["curve"]["steps"][-1] - steps
+    assert 0 <= late < (2 * group_size if contender == "rllib-ppo" else 1)
     assert len(outcome["evaluation"]["sampled"]) == 20
     json.dumps(outcome, allow_nan=False)
 
