@@ -103,6 +103,23 @@ def test_sb3s_networks_are_those_of_its_zoo(env: str, width: int) -> None:
     model.get_env().close()
 
 
+def test_sb3_explores_in_evaluations_as_in_training() -> None:
+    """The Zoo's noise on Pendulum holds for 4 steps, and each env has its own."""
+    pytest.importorskip("stable_baselines3", reason="in the optional extra `benchmarks`")
+    from benchmarks.evidence import sb3_runs
+
+    model = sb3_runs.model_of(Cell("x", "Pendulum-v1", protocol.SB3_PPO, 0, 1, 1000))
+    policy = sb3_runs.AsInTraining(model)
+    observations = np.ones((20, 3), np.float32)
+    actions = np.array([policy.predict(observations)[0][:, 0] for _ in range(12)])
+    greedy = policy.predict(observations, deterministic=True)[0][:, 0]
+    model.get_env().close()
+    # Steps that share their noise, and those that don't.
+    assert (np.diff(actions, axis=0) != 0.0).any(1).nonzero()[0].tolist() == [3, 7]
+    assert len(np.unique(actions[0])) > 10
+    assert len(np.unique(greedy)) == 1
+
+
 def test_evaluations_have_seeds_of_their_own() -> None:
     """No env of one run's evaluation has a seed of any run's training, or of another evaluation."""
     seeds = [*protocol.TUNING_SEEDS, *protocol.SEEDS]

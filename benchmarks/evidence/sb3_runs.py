@@ -97,6 +97,31 @@ def _linear(value: Any) -> Any:
     return lambda left: left * first
 
 
+class AsInTraining:
+    """Predicts with state-dependent noise that is drawn as often as in training.
+
+    Stable-Baselines3 evaluates with the noise that the last rollout has left, all the way.
+    """
+
+    def __init__(self, model: PPO) -> None:
+        """Takes the algorithm."""
+        self._model, self._steps = model, 0
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> Any:
+        """Gives actions as the algorithm does."""
+        often = self._model.sde_sample_freq
+        if self._model.use_sde and (self._steps % often == 0 if often > 0 else self._steps == 0):
+            self._model.policy.reset_noise(len(observation))
+        self._steps += 1
+        return self._model.predict(observation, state, episode_start, deterministic)
+
+
 def _returns(model: PPO, cell: Cell, deterministic: bool) -> list[float]:
     """The returns of fresh episodes; SB3 fixes beforehand how many each env plays."""
     env: VecEnv = make_vec_env(
@@ -110,7 +135,7 @@ def _returns(model: PPO, cell: Cell, deterministic: bool) -> list[float]:
         env = VecNormalize(env, training=False, norm_reward=False)
         env.obs_rms = learned_on.obs_rms
     returns, _ = evaluate_policy(
-        model,
+        AsInTraining(model),
         env,
         n_eval_episodes=EVALUATION_EPISODES,
         deterministic=deterministic,
