@@ -14,8 +14,10 @@ import pytest
 
 from benchmarks import cells
 from benchmarks.cells import Cell
-from benchmarks.evidence import paper, protocol, signal_to_noise, simulators
+from benchmarks.evidence import paper, protocol, signal_to_noise, simulators, tuning
 from benchmarks.evidence.__main__ import ENVS, EXPERIMENTS, cells_of, main, run_cell
+
+RESULTS = cells.RESULTS
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +58,30 @@ def test_gpg_waits_for_its_settings_and_ppo_does_not(
     assert "Ant-v5: gpg-paper and gpg wait for `tuning`" in text
 
 
+def test_what_tuning_chooses_is_the_best_of_all_candidates() -> None:
+    """The ridge with 8 episodes is ahead on one seed, with 4 on the mean of both."""
+    for one in protocol.cells_of("tuning", "Acrobot-v1"):
+        assert tuning.best("Acrobot-v1", tuning.RECOMMENDED) is None
+        returns = {4: (-90.0, -80.0), 8: (-70.0, -120.0)}.get(one.group_size, (-200.0, -300.0))
+        value = returns[one.seed] - (10.0 if one.contender == "ridge-0.95" else 0.0)
+        cells._run_one(one, outcome_of(lambda _, value=value: value))
+    assert tuning.best("Acrobot-v1", tuning.RECOMMENDED) == ("ridge-0.98", 4)
+    assert tuning.best("Acrobot-v1", tuning.PAPERS) == ("time", 4)
+    row = next(line for line in tuning.table().splitlines() if "Acrobot" in line)
+    assert row.endswith("| time, N 4 | ridge-0.98, N 4 |")
+
+
+@pytest.mark.parametrize("env", protocol.TASKS)
+def test_settings_are_those_that_tuning_has_chosen(
+    env: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the runs that are committed."""
+    monkeypatch.setattr(cells, "RESULTS", RESULTS)
+    task = protocol.TASKS[env]
+    assert task.gpg in (None, tuning.best(env, tuning.RECOMMENDED))
+    assert task.gpg_paper in (None, tuning.best(env, tuning.PAPERS))
+
+
 def test_seeds_of_tuning_are_never_reported() -> None:
     with pytest.raises(SystemExit, match="tuned on"):
         protocol.cells_of("ppo", "Ant-v5", (1, 105))
@@ -93,7 +119,8 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
     chosen = {"gpg": ("ridge-0.98", 4), "gpg_paper": ("time", 8)}
     task = dataclasses.replace(protocol.TASKS["Acrobot-v1"], **chosen)
     monkeypatch.setattr(protocol, "TASKS", {"Acrobot-v1": task})
-    monkeypatch.setattr(report, "TASKS", {"Acrobot-v1": task})
+    for module in (report, tuning):
+        monkeypatch.setattr(module, "TASKS", {"Acrobot-v1": task})
     monkeypatch.setattr(report, "ALONE_TASKS", ("Acrobot-v1",))
     monkeypatch.setattr(protocol, "ALONE_TASKS", ("Acrobot-v1",))
     seconds = {"rllib-ppo": 20.0, "ridge-0.98": 10.0}

@@ -16,6 +16,7 @@ from benchmarks.bootstrap import (
     probability_of_improvement,
 )
 from benchmarks.cells import return_until
+from benchmarks.evidence import tuning
 from benchmarks.evidence.protocol import (
     ALONE_TASKS,
     CONTENDERS,
@@ -28,6 +29,7 @@ from benchmarks.evidence.protocol import (
     contenders_of,
     seeds_of,
 )
+from benchmarks.evidence.published import CLEANRL_RETURNS, ZOO_RETURNS
 from benchmarks.evidence.tables import (
     Result,
     at_the_end,
@@ -100,6 +102,24 @@ def table_of_returns(runs: Runs, how: str) -> str:
         for env, task in TASKS.items()
     ]
     return markdown(["task", "env steps", *CONTENDERS], rows)
+
+
+def table_of_published(runs: Runs) -> str:
+    """What others report of PPO with the same settings, beside ours."""
+    rows = []
+    for env in TASKS:
+        row = [env]
+        for name, how, published in (
+            (SB3_PPO, "greedy", ZOO_RETURNS),
+            (RLLIB_PPO, "sampled", CLEANRL_RETURNS),
+        ):
+            theirs = published.get(env)
+            row += [
+                "none" if theirs is None else f"{theirs:,.0f}",
+                final(runs[name].get(env, []), how=how),
+            ]
+        rows.append(row)
+    return markdown(["task", "the Zoo", f"`{SB3_PPO}`", "CleanRL", f"`{RLLIB_PPO}`"], rows)
 
 
 def table_of_memory(runs: Runs) -> str:
@@ -191,7 +211,9 @@ def write() -> None:
         "greedy": lambda runs: table_of_returns(runs, "greedy"),
         "comparisons": table_of_comparisons,
         "means": table_of_interquartile_means,
+        "published": table_of_published,
         "memory": table_of_memory,
+        "tuning": lambda _: tuning.table(),
         "alone": lambda _: table_of_time_alone(),
         "origins": table_of_origins,
     }

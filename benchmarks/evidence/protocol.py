@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.cells import Cell, seeds_run
+from benchmarks.evidence.published import CLEANRL_CONTINUOUS, CLEANRL_DISCRETE
 
 TUNING_SEEDS = (0, 1)
 SEEDS = (100, 101, 102, 103, 104)
@@ -20,7 +21,7 @@ TUNING_SHARE = 0.25
 RLLIB_PPO, PPO_LAMBDA_1, SB3_PPO = "rllib-ppo", "ppo-lambda-1", "sb3-ppo"
 GPG_PAPER, GPG = "gpg-paper", "gpg"
 CONTENDERS = (RLLIB_PPO, SB3_PPO, PPO_LAMBDA_1, GPG_PAPER, GPG)
-# The road from PPO to GPG as recommended, a change at a time; the first two are contenders above.
+# The road from PPO to GPG as recommended; the first two and the last are contenders above.
 LADDER = (RLLIB_PPO, PPO_LAMBDA_1, "universal", "time", "ridge-1", GPG)
 GROUP_SIZES = (2, 4, 8, 16, 32, 64)
 
@@ -38,114 +39,9 @@ CANDIDATES: tuple[tuple[str, int], ...] = (
     *((name, n) for name in ("ridge-0.98", "ridge-0.95") for n in (4, 8)),
 )
 
-# CleanRL's: ppo.py and ppo_continuous_action.py. One change: RLlib's PPO steps 8 envs at a time in
-# place of 1 or 4, for the same number of env steps per update; with 1 it takes several times as
-# long. The clipping of the value loss is CleanRL's own, which RLlib doesn't have.
-CLEANRL_DISCRETE = {
-    "train_batch_size_per_learner": 512,
-    "minibatch_size": 128,
-    "num_epochs": 4,
-    "lr": 2.5e-4,
-    "entropy_coeff": 0.01,
-}
-CLEANRL_CONTINUOUS = {
-    "train_batch_size_per_learner": 2048,
-    "minibatch_size": 64,
-    "num_epochs": 10,
-    "lr": 3e-4,
-    "entropy_coeff": 0.0,
-}
 # GPG's update: on discrete actions its defaults, on continuous ones CleanRL's of PPO.
 GPG_DISCRETE = {"lr": 1e-3, "num_epochs": 4, "num_minibatches": 4}
 GPG_CONTINUOUS = {"lr": 3e-4, "num_epochs": 10, "minibatch_size": 64}
-
-# Stable-Baselines3's Zoo, hyperparams/ppo.yml. `lin_` falls linearly to 0.
-_ZOO_WIDE = {
-    "log_std_init": -2.0,
-    "ortho_init": False,
-    "activation_fn": "ReLU",
-    "net_arch": {"pi": [256, 256], "vf": [256, 256]},
-}
-ZOO: dict[str, dict[str, Any]] = {
-    "CartPole-v1": {
-        "n_envs": 8,
-        "n_steps": 32,
-        "batch_size": 256,
-        "gae_lambda": 0.8,
-        "gamma": 0.98,
-        "n_epochs": 20,
-        "learning_rate": "lin_0.001",
-        "clip_range": "lin_0.2",
-    },
-    "Acrobot-v1": {
-        "normalize": True,
-        "n_envs": 16,
-        "n_steps": 256,
-        "gae_lambda": 0.94,
-        "gamma": 0.99,
-        "n_epochs": 4,
-    },
-    "Pendulum-v1": {
-        "n_envs": 4,
-        "n_steps": 1024,
-        "gae_lambda": 0.95,
-        "gamma": 0.9,
-        "n_epochs": 10,
-        "learning_rate": 1e-3,
-        "use_sde": True,
-        "sde_sample_freq": 4,
-    },
-    "LunarLander-v3": {
-        "n_envs": 16,
-        "n_steps": 1024,
-        "batch_size": 64,
-        "gae_lambda": 0.98,
-        "gamma": 0.999,
-        "n_epochs": 4,
-        "ent_coef": 0.01,
-    },
-    "Hopper-v5": {
-        "normalize": True,
-        "n_steps": 512,
-        "batch_size": 32,
-        "gamma": 0.999,
-        "learning_rate": 9.80828e-05,
-        "ent_coef": 0.00229519,
-        "n_epochs": 5,
-        "gae_lambda": 0.99,
-        "max_grad_norm": 0.7,
-        "vf_coef": 0.835671,
-        "policy_kwargs": _ZOO_WIDE,
-    },
-    "Walker2d-v5": {
-        "normalize": True,
-        "n_steps": 512,
-        "batch_size": 32,
-        "gamma": 0.99,
-        "learning_rate": 5.05041e-05,
-        "ent_coef": 0.000585045,
-        "clip_range": 0.1,
-        "n_epochs": 20,
-        "gae_lambda": 0.95,
-        "max_grad_norm": 1.0,
-        "vf_coef": 0.871923,
-    },
-    "HalfCheetah-v5": {
-        "normalize": True,
-        "n_steps": 512,
-        "batch_size": 64,
-        "gamma": 0.98,
-        "learning_rate": 2.0633e-05,
-        "ent_coef": 0.000401762,
-        "clip_range": 0.1,
-        "n_epochs": 20,
-        "gae_lambda": 0.92,
-        "max_grad_norm": 0.8,
-        "vf_coef": 0.58096,
-        "policy_kwargs": _ZOO_WIDE,
-    },
-    "Ant-v5": {"normalize": True},
-}
 
 
 def evaluation_seed(seed: int) -> int:

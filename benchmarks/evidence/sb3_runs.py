@@ -13,7 +13,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from benchmarks.cells import Cell
-from benchmarks.evidence.protocol import EVALUATION_EPISODES, ZOO, evaluation_seed
+from benchmarks.evidence.protocol import EVALUATION_EPISODES, evaluation_seed
+from benchmarks.evidence.published import ZOO
 from benchmarks.training import Curve
 
 
