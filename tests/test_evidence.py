@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import cells
 from benchmarks.cells import Cell
-from benchmarks.evidence import paper, protocol, signal_to_noise, simulators, tuning
+from benchmarks.evidence import costs, paper, protocol, signal_to_noise, simulators, tuning
 from benchmarks.evidence.__main__ import ENVS, EXPERIMENTS, cells_of, main, run_cell
 
 RESULTS = cells.RESULTS
@@ -119,9 +119,9 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
     chosen = {"gpg": ("ridge-0.98", 4), "gpg_paper": ("time", 8)}
     task = dataclasses.replace(protocol.TASKS["Acrobot-v1"], **chosen)
     monkeypatch.setattr(protocol, "TASKS", {"Acrobot-v1": task})
-    for module in (report, tuning):
+    for module in (report, tuning, costs):
         monkeypatch.setattr(module, "TASKS", {"Acrobot-v1": task})
-    monkeypatch.setattr(report, "ALONE_TASKS", ("Acrobot-v1",))
+    monkeypatch.setattr(costs, "ALONE_TASKS", ("Acrobot-v1",))
     monkeypatch.setattr(protocol, "ALONE_TASKS", ("Acrobot-v1",))
     seconds = {"rllib-ppo": 20.0, "ridge-0.98": 10.0}
     # One seed more than the protocol's has been added.
@@ -139,6 +139,8 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
                     "length": [1.0] * 100,
                     "episodes": [1] * 100,
                     "cpu_seconds": (share * seconds[of.contender]).tolist(),
+                    # Half of the clock went to something else.
+                    "seconds": (share * seconds[of.contender] * 2.0).tolist(),
                 },
                 "evaluation": {"sampled": [final] * 20, "greedy": [final + 1.0] * 20},
                 "peak_memory": 2**29,
@@ -152,12 +154,15 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
         ppo, gpg = (f"{value} ± 0 (6)" for value in row.split(" | "))
         line = f"| {ppo} | not run | not run | not run | {gpg} |"
         assert line in report.table_of_returns(runs, how)
-    assert "| Acrobot-v1 | 512 ± 0 (6) | not run" in report.table_of_memory(runs)
+    assert "| Acrobot-v1 | 512 ± 0 (6) | not run" in costs.table_of_memory(runs)
+    text = costs.table_of_seconds(runs)
+    assert "| Acrobot-v1 | 20 ± 0 (6) | not run | not run | not run | 10 ± 0 (6) |" in text
+    assert "| of the clock, at least | 0.50 |  |  |  | 0.50 |" in text
     # A tenth of the env steps, for which PPO has taken 2 of 20 seconds beside others.
     alone = protocol.cells_of("alone", "Acrobot-v1")[0]
     times = {"steps": [alone.num_env_steps], "cpu_seconds": [1.9], "seconds": [3.1]}
     cells._run_one(alone, lambda of: {"curve": {**times, "return": [0.0], "episodes": [1]}})
-    text = report.table_of_time_alone()
+    text = costs.table_of_time_alone()
     assert "| Acrobot-v1 | rllib-ppo | 2 | 2 | 3 |" in text
     assert "| Acrobot-v1 | sb3-ppo | not run | not run | not run |" in text
     page = tmp_path / "ppo.md"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -16,11 +15,9 @@ from benchmarks.bootstrap import (
     probability_of_improvement,
 )
 from benchmarks.cells import return_until
-from benchmarks.evidence import tuning
+from benchmarks.evidence import costs, tuning
 from benchmarks.evidence.protocol import (
-    ALONE_TASKS,
     CONTENDERS,
-    FOLDER,
     GPG,
     RLLIB_PPO,
     SB3_PPO,
@@ -32,14 +29,13 @@ from benchmarks.evidence.protocol import (
 from benchmarks.evidence.published import CLEANRL_RETURNS, ZOO_RETURNS
 from benchmarks.evidence.tables import (
     Result,
+    Runs,
     at_the_end,
     curve_against,
     final,
     markdown,
     mean_at_the_end,
-    spread,
 )
-from benchmarks.origins import origins
 
 PAGE = reporting.DOCS / "results" / "ppo.md"
 PICTURES = {
@@ -47,8 +43,6 @@ PICTURES = {
     "ppo_cpu_seconds": "Mean return against CPU seconds",
     "ppo_updates": "Mean return against updates",
 }
-Runs = dict[str, dict[str, list[Result]]]
-"""Contender -> task -> what its cells say, seed by seed."""
 
 
 def runs_of_ppo() -> Runs:
@@ -122,38 +116,6 @@ def table_of_published(runs: Runs) -> str:
     return markdown(["task", "the Zoo", f"`{SB3_PPO}`", "CleanRL", f"`{RLLIB_PPO}`"], rows)
 
 
-def table_of_memory(runs: Runs) -> str:
-    """What a contender's process has held at most, in MiB."""
-    rows = [
-        [
-            env,
-            *(
-                spread([r["peak_memory"] / 2**20 for r in runs[name].get(env, [])])
-                for name in CONTENDERS
-            ),
-        ]
-        for env in TASKS
-    ]
-    return markdown(["task", *CONTENDERS], rows)
-
-
-def table_of_time_alone() -> str:
-    """Seconds for the same env steps with the same seed: beside another cell, and alone."""
-    rows = []
-    for env in ALONE_TASKS:
-        for cell in cells_of("alone", env):
-            beside = replace(cell, experiment=FOLDER, num_env_steps=TASKS[env].num_env_steps)
-            times = ["not run"] * 3
-            if cell.is_done and beside.is_done:
-                alone, other = cell.result()["curve"], beside.result()["curve"]
-                steps = alone["steps"][-1]
-                cpu = float(np.interp(steps, other["steps"], other["cpu_seconds"]))
-                times = [f"{t:.0f}" for t in (cpu, alone["cpu_seconds"][-1], alone["seconds"][-1])]
-            rows.append([env, cell.contender, *times])
-    head = ["task", "contender", "CPU s beside another", "CPU s alone", "s by the clock alone"]
-    return markdown(head, rows)
-
-
 def table_of_comparisons(runs: Runs) -> str:
     """Who is better over all tasks, as far as both have been run."""
     rows = []
@@ -194,14 +156,6 @@ def table_of_losses(runs: Runs) -> str:
     return markdown(["task", "behind", "theirs", GPG], rows) if rows else "Nowhere so far."
 
 
-def table_of_origins(runs: Runs) -> str:
-    """At which commits all of this was run."""
-    return (
-        origins(r for of_tasks in runs.values() for results in of_tasks.values() for r in results)
-        or "Not run yet."
-    )
-
-
 def write() -> None:
     """Rewrites the tables of the page, and draws its pictures once there is something to draw."""
     runs = runs_of_ppo()
@@ -212,10 +166,11 @@ def write() -> None:
         "comparisons": table_of_comparisons,
         "means": table_of_interquartile_means,
         "published": table_of_published,
-        "memory": table_of_memory,
+        "memory": costs.table_of_memory,
         "tuning": lambda _: tuning.table(),
-        "alone": lambda _: table_of_time_alone(),
-        "origins": table_of_origins,
+        "seconds": costs.table_of_seconds,
+        "alone": lambda _: costs.table_of_time_alone(),
+        "origins": costs.table_of_origins,
     }
     for name, table in tables.items():
         reporting.write_table(PAGE, name, table(runs))

@@ -13,6 +13,8 @@ from benchmarks.reporting import Curve
 
 Result = dict[str, Any]
 """What a cell says."""
+Runs = dict[str, dict[str, list[Result]]]
+"""Contender -> task -> what its cells say, seed by seed."""
 
 
 def at_the_end(result: Result, how: str = "sampled") -> float:
