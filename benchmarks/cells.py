@@ -3,7 +3,7 @@
 A cell is one contender on one task, with one group size and one seed. Its file says what was run
 (settings, versions, commit, machine) and what came of it (the learning curve). Cells whose file is
 there are skipped, so that a long experiment can be interrupted, and seeds can be added, anywhere
-and at any time.
+and at any time. A file of other env steps than those that are asked for is refused.
 
 Every cell has one process and one thread. Its time is CPU time, so that cells may run side by side;
 its env steps are those that the simulator took.
@@ -14,24 +14,20 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import platform
 import queue
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.origins import origins, where
+
 RESULTS = Path(__file__).parent / "results"
-# Processes grow with every algorithm that they build.
-CELLS_PER_PROCESS = 10
-PACKAGES = ("ray", "torch", "gymnasium", "numpy", "envpool")
 
 
 @dataclass(frozen=True, order=True)
@@ -65,8 +61,21 @@ class Cell:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has been run."""
-        return self.path.exists()
+        """Whether it has been run.
+
+        Raises:
+            ValueError: If what has been run ended after other env steps or iterations.
+        """
+        if not self.path.exists():
+            return False
+        found = Cell(**self.result()["cell"])
+        if found != self:
+            raise ValueError(
+                f"{self.path} is of {found.num_env_steps} env steps and {found.num_iterations} "
+                f"iterations, not of {self.num_env_steps} and {self.num_iterations}. Remove it, or "
+                "give the experiment another name."
+            )
+        return True
 
     def result(self) -> dict[str, Any]:
         """What its file says.
@@ -85,23 +94,19 @@ CellFunction = Callable[[Cell], dict[str, Any]]
 """Runs a cell, and gives what its file says beside the cell itself and `where`."""
 
 
-def where() -> dict[str, Any]:
-    """On what a cell was run: enough to run it again."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-    return {
-        "commit": git("rev-parse", "--short", "HEAD"),
-        # Of the code that is measured: results are committed while others are made.
-        "changed": bool(git("status", "--porcelain", "--", ":/rllib_gpg", ":/benchmarks/*.py")),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
+def seeds_run(experiment: str, env: str) -> set[int]:
+    """The seeds of which some cell of an experiment has been run on an env."""
+    files = (RESULTS / experiment / env).glob("*-s*.json")
+    return {int(path.stem.rpartition("-s")[2]) for path in files}
 
 
-def run_all(cells: Iterable[Cell], run: CellFunction, jobs: int, num_cpus: int = 1) -> None:
+def run_all(
+    cells: Iterable[Cell],
+    run: CellFunction,
+    jobs: int,
+    num_cpus: int = 1,
+    cells_per_process: int = 10,
+) -> None:
     """Runs the cells that have no file yet, `jobs` at a time, and says how far it is.
 
     Args:
@@ -109,6 +114,8 @@ def run_all(cells: Iterable[Cell], run: CellFunction, jobs: int, num_cpus: int =
         run: What runs one.
         jobs: How many at a time.
         num_cpus: How many CPUs Ray is told of for each: one more than a cell has remote actors.
+        cells_per_process: After how many a process is replaced, as each algorithm makes it grow. 1
+            costs 10 seconds per cell, and leaves nothing behind.
 
     Raises:
         Exception: What the first cell that failed raised, after all others have been run.
@@ -123,7 +130,7 @@ def run_all(cells: Iterable[Cell], run: CellFunction, jobs: int, num_cpus: int =
     with ThreadPoolExecutor(jobs) as pool:
         results: queue.SimpleQueue[tuple[Cell, float | Exception]] = queue.SimpleQueue()
         for _ in range(jobs):
-            pool.submit(_work, waiting, results, run, num_cpus)
+            pool.submit(_work, waiting, results, run, num_cpus, cells_per_process)
         for done in range(1, len(missing) + 1):
             cell, result = results.get()
             if isinstance(result, Exception):
@@ -140,7 +147,9 @@ def run_all(cells: Iterable[Cell], run: CellFunction, jobs: int, num_cpus: int =
         raise failure
 
 
-def _work(waiting: Any, results: Any, run: CellFunction, num_cpus: int) -> None:
+def _work(
+    waiting: Any, results: Any, run: CellFunction, num_cpus: int, cells_per_process: int
+) -> None:
     """Runs waiting cells, one at a time, in processes of its own."""
     while not waiting.empty():
         # Fresh ones, as Ray and torch don't survive a fork, and each for some cells only.
@@ -150,7 +159,7 @@ def _work(waiting: Any, results: Any, run: CellFunction, num_cpus: int) -> None:
             1, multiprocessing.get_context("spawn"), _quiet_process, (num_cpus,)
         )
         with process:
-            for _ in range(CELLS_PER_PROCESS):
+            for _ in range(cells_per_process):
                 try:
                     cell = waiting.get_nowait()
                 except queue.Empty:
@@ -193,10 +202,10 @@ def _end_with(parent: int) -> None:
 
 
 def _run_one(cell: Cell, run: CellFunction) -> float:
-    start = time.process_time()
+    begun_on, start = where(), time.process_time()
     outcome = run(cell)
     outcome["cpu_seconds"] = round(time.process_time() - start, 1)
-    result = {"cell": asdict(cell), "where": where(), **outcome}
+    result = {"cell": asdict(cell), "where": begun_on, **outcome}
     cell.path.parent.mkdir(parents=True, exist_ok=True)
     # Whole or not at all.
     unfinished = cell.path.with_suffix(".tmp")
@@ -206,7 +215,10 @@ def _run_one(cell: Cell, run: CellFunction) -> float:
 
 
 def last_return(result: dict[str, Any]) -> float:
-    """The mean return of the episodes that ended in the last 10 % of a cell's env steps."""
+    """The mean return of the episodes that ended in the last 10 % of a cell's env steps.
+
+    If none did, of those that ended last; nan if none ended at all.
+    """
     return _mean_return(result, env_steps(result), len(result["curve"]["steps"]))
 
 
@@ -225,15 +237,20 @@ def return_until(result: dict[str, Any], cpu_seconds: float) -> float:
 
 def _mean_return(result: dict[str, Any], num_env_steps: int, end: int) -> float:
     steps, returns, episodes = (result["curve"][name] for name in ("steps", "return", "episodes"))
-    last = [i for i in range(end) if steps[i] > 0.9 * num_env_steps] or [end - 1]
-    return sum(returns[i] * episodes[i] for i in last) / max(1, sum(episodes[i] for i in last))
+    ended = [i for i in range(end) if episodes[i]]
+    # Long episodes of envs side by side end together: there may be none in those 10 %.
+    last = [i for i in ended if steps[i] > 0.9 * num_env_steps] or ended[-1:]
+    if not last:
+        return float("nan")
+    return sum(returns[i] * episodes[i] for i in last) / sum(episodes[i] for i in last)
 
 
 def status(cells: Iterable[Cell]) -> str:
-    """What is done and missing, task by task, and what the missing ones will take."""
+    """What is done, at which commits, and missing, and what the missing ones will take."""
     lines, total = [], 0.0
     cells = list(cells)
-    seconds = {cell: cell.result()["cpu_seconds"] for cell in cells if cell.is_done}
+    done = {cell: cell.result() for cell in cells if cell.is_done}
+    seconds = {cell: result["cpu_seconds"] for cell, result in done.items()}
     for env in dict.fromkeys(cell.env for cell in cells):
         ours = [cell for cell in cells if cell.env == env]
         missing = [cell for cell in ours if cell not in seconds]
@@ -246,4 +263,5 @@ def status(cells: Iterable[Cell]) -> str:
             f"{env:20} {len(ours) - len(missing):4} of {len(ours):4} done, "
             f"{needed / 3600:6.2f} CPU hours missing{'' if per_step else ' (a guess)'}"
         )
-    return "\n".join([*lines, f"{'':20} {total / 3600:.2f} CPU hours in all"])
+    lines.append(f"{'':20} {total / 3600:.2f} CPU hours in all")
+    return "\n".join([*lines, *([f"Done at {origins(done.values())}"] if done else [])])

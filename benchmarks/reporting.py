@@ -75,6 +75,16 @@ def write_table(page: Path, name: str, text: str) -> None:
     page.write_text(pattern.sub(lambda _: f"{marks[0]}\n{text}\n{marks[1]}", old))
 
 
+def write_pictures(page: Path, captions: Mapping[str, str]) -> None:
+    """Shows the pictures that there are, by the names of their files, between `pictures` marks."""
+    shown = [
+        f"![{caption}](../images/{name}.png)"
+        for name, caption in captions.items()
+        if (DOCS / "images" / f"{name}.png").exists()
+    ]
+    write_table(page, "pictures", "\n\n".join(shown) or "Nothing to draw yet.")
+
+
 Curve = tuple[np.ndarray, np.ndarray]
 """Env steps, and what is shown at each."""
 

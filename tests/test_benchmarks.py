@@ -15,9 +15,9 @@ import pytest
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from benchmarks import bootstrap, cells
+from benchmarks import bootstrap, cells, origins
 from benchmarks.cells import Cell
-from benchmarks.evidence.rllib_runs import ppo_config
+from benchmarks.evidence.cleanrl import ppo_config
 from benchmarks.training import ScaleRewards, after, train
 
 
@@ -63,6 +63,49 @@ def test_a_cell_of_iterations_ends_with_the_env_steps_it_has_taken() -> None:
     assert cells.last_return(result) == (18 + 19) / 2
 
 
+def test_what_ended_last_stands_for_a_window_in_which_nothing_ended() -> None:
+    """Long episodes of all envs end together: at 50 and 100 of 100 env steps, at 50 of 95."""
+    steps, ended = list(range(5, 105, 5)), (50, 100)
+    curve = {
+        "steps": steps,
+        "return": [-float(step) if step in ended else 0.0 for step in steps],
+        "episodes": [8 if step in ended else 0 for step in steps],
+        "cpu_seconds": [float(step) for step in steps],
+    }
+    result = {"cell": dataclasses.asdict(cell(3)), "curve": curve}
+    assert cells.last_return(result) == -100.0
+    assert cells.return_until(result, 95.0) == -50.0
+    assert np.isnan(cells.return_until(result, 45.0))
+
+
+def test_a_cell_of_another_budget_is_not_taken_for_this_one() -> None:
+    cells._run_one(cell(3), outcome)
+    assert cell(3).is_done
+    with pytest.raises(ValueError, match="100 env steps"):
+        _ = dataclasses.replace(cell(3), num_env_steps=200).is_done
+
+
+def test_what_a_cell_was_run_on_is_known_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that is made meanwhile isn't the one that was run."""
+    commits = iter(["begun", "made meanwhile"])
+    monkeypatch.setattr(origins, "_git", lambda *arguments: next(commits))
+    cells.where.cache_clear()
+    cells._run_one(cell(3), outcome)
+    cells._run_one(cell(4), outcome)
+    cells.where.cache_clear()
+    found = [cell(seed).result()["where"] for seed in (3, 4)]
+    assert found[0] == found[1]
+    assert (found[0]["commit"], found[0]["changed"]) == ("begun", True)
+    assert "begun, changed: 2" in cells.status([cell(3), cell(4)])
+
+
+def test_seeds_that_were_added_are_found() -> None:
+    for seed in (3, 12):
+        cells._run_one(cell(seed), outcome)
+    assert cells.seeds_run("experiment", "CartPole-v1") == {3, 12}
+    assert cells.seeds_run("experiment", "Acrobot-v1") == set()
+
+
 def test_a_cell_that_fails_leaves_nothing() -> None:
     with pytest.raises(ZeroDivisionError):
         cells._run_one(cell(0, "broken"), outcome)
@@ -72,16 +115,16 @@ def test_a_cell_that_fails_leaves_nothing() -> None:
 @pytest.mark.slow
 def test_what_is_there_is_skipped_and_what_fails_does_not_stop_the_rest(results: Path) -> None:
     """In processes of their own, which take their functions from this file."""
-    cell(0).path.parent.mkdir(parents=True)
-    cell(0).path.write_text(json.dumps({"cell": "from an earlier run", "cpu_seconds": 2.0}))
     # The folder is a setting of the module, which other processes don't have.
     ours = [Cell(str(results), *list(vars(c).values())[1:]) for c in map(cell, range(3))]
     ours[0].path.parent.mkdir(parents=True)
-    ours[0].path.write_text(cell(0).path.read_text())
+    ours[0].path.write_text(
+        json.dumps({"cell": dataclasses.asdict(ours[0]), "where": "in an earlier run"})
+    )
     broken = Cell(str(results), "CartPole-v1", "broken", 4, 0, 100)
     with pytest.raises(ZeroDivisionError):
         cells.run_all([broken, *ours], outcome, jobs=2)
-    assert ours[0].result()["cell"] == "from an earlier run"
+    assert ours[0].result()["where"] == "in an earlier run"
     assert ours[1].is_done and ours[2].is_done and not broken.is_done
 
 
@@ -89,7 +132,6 @@ def test_what_is_there_is_skipped_and_what_fails_does_not_stop_the_rest(results:
 def test_processes_take_turns_and_one_that_crashes_costs_one_cell(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cells, "CELLS_PER_PROCESS", 2)
     # These cells need no Ray.
     monkeypatch.setattr(cells, "_quiet_process", no_ray)
     crashing, *ours = (
@@ -97,7 +139,7 @@ def test_processes_take_turns_and_one_that_crashes_costs_one_cell(
         for contender, seed in [("crashes", 0), *(("bins", seed) for seed in range(3))]
     )
     with pytest.raises(BrokenProcessPool):
-        cells.run_all([ours[0], crashing, *ours[1:]], outcome, jobs=1)
+        cells.run_all([ours[0], crashing, *ours[1:]], outcome, jobs=1, cells_per_process=2)
     assert all(one.is_done for one in ours) and not crashing.is_done
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import resource
 from typing import Any
 
 from benchmarks.cells import Cell, run_all, status
@@ -27,7 +28,14 @@ def cells_of(experiment: str, env: str, seeds: tuple[int, ...] | None) -> list[C
 
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Runs a cell with the library that it is of."""
-    # Imported here, so that no contender's process holds the other's libraries.
+    outcome = _run(cell)
+    # Of the process, which runs no other cell, in bytes.
+    outcome["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return outcome
+
+
+def _run(cell: Cell) -> dict[str, Any]:
+    # Imported here: Stable-Baselines3 is needed for its own cells only.
     if cell.experiment == simulators.EXPERIMENT:
         return simulators.run(cell)
     if cell.experiment == signal_to_noise.EXPERIMENT:
@@ -52,7 +60,7 @@ def main() -> None:
     # A default that is a list isn't taken with choices.
     parser.add_argument("experiments", nargs="*", choices=(*EXPERIMENTS, "all"), default="all")
     parser.add_argument("--envs", nargs="+", choices=ENVS, default=list(ENVS))
-    parser.add_argument("--group-sizes", nargs="+", type=int, help="only those, and PPO's 0")
+    parser.add_argument("--group-sizes", nargs="+", type=int, help="only those; PPO has 0")
     parser.add_argument("--seeds", nargs="+", type=int, help="others than the protocol's")
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time")
     arguments = parser.parse_args()
@@ -63,9 +71,10 @@ def main() -> None:
             page.write()
         return
     seeds = arguments.seeds and tuple(arguments.seeds)
+    experiments = EXPERIMENTS if "all" in arguments.experiments else arguments.experiments
     cells = [
         cell
-        for experiment in (EXPERIMENTS if "all" in arguments.experiments else arguments.experiments)
+        for experiment in experiments
         for env in arguments.envs
         for cell in cells_of(experiment, env, seeds)
         if cell.group_size in (arguments.group_sizes or [cell.group_size])
@@ -73,9 +82,21 @@ def main() -> None:
     # Seed by seed, so that what is there at any time is the same of all.
     cells = sorted(dict.fromkeys(cells), key=lambda cell: cell.seed)
     if arguments.what == "run":
-        run_all(cells, run_cell, arguments.jobs)
+        alone = [cell for cell in cells if cell.experiment == protocol.FOLDERS["alone"]]
+        others = [cell for cell in cells if cell not in alone]
+        for some, jobs in ((others, arguments.jobs), (alone, 1)):
+            run_all(some, run_cell, jobs, cells_per_process=1)
     else:
         print(status(cells))
+    _say_who_waits({*experiments} & {"ppo", "ladder", "groups", "alone"}, arguments.envs)
+
+
+def _say_who_waits(experiments: set[str], envs: list[str]) -> None:
+    for env in envs if experiments else ():
+        known = protocol.contenders_of(env) if env in protocol.TASKS else protocol.CONTENDERS
+        waiting = [name for name in protocol.CONTENDERS if name not in known]
+        if waiting:
+            print(f"{env}: {' and '.join(waiting)} wait for `tuning`")
 
 
 if __name__ == "__main__":

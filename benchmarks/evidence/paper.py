@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.cells import Cell
-from benchmarks.evidence.protocol import CLEANRL_CONTINUOUS, CLEANRL_DISCRETE, RLLIB_PPO
+from benchmarks.evidence.protocol import RLLIB_PPO
+from benchmarks.evidence.published import CLEANRL_CONTINUOUS, CLEANRL_DISCRETE
 
 ITERATIONS = 200
 TABLE_SEEDS, TABLE_GROUP_SIZES = (100, 101, 102, 103), (1, 4, 16, 32, 128)

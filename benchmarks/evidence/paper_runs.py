@@ -9,6 +9,7 @@ from ray.rllib.connectors.env_to_module import FlattenObservations
 
 from benchmarks.cells import Cell
 from benchmarks.evidence import rllib_runs
+from benchmarks.evidence.cleanrl import ppo_config
 from benchmarks.evidence.paper import EPSILONS, PAPER_TASKS, PaperTask
 from benchmarks.evidence.protocol import RLLIB_PPO
 from benchmarks.training import after_iterations
@@ -41,7 +42,7 @@ def config_of(cell: Cell) -> AlgorithmConfig:
 
 
 def _ppo_config(cell: Cell, task: PaperTask) -> AlgorithmConfig:
-    config = rllib_runs.ppo_config(cell.group_size, task.is_continuous)
+    config = ppo_config(cell.group_size, task.is_continuous)
     config.training(**task.ppo(cell.group_size), lambda_=0.95, gamma=task.gamma)
     return config.training(lr=rllib_runs.falling(config.lr, cell))
 

@@ -15,9 +15,21 @@ from benchmarks.bootstrap import (
     probability_of_improvement,
 )
 from benchmarks.cells import return_until
-from benchmarks.evidence.protocol import CONTENDERS, GPG, RLLIB_PPO, SB3_PPO, TASKS, cells_of
+from benchmarks.evidence import costs, tuning
+from benchmarks.evidence.protocol import (
+    CONTENDERS,
+    GPG,
+    RLLIB_PPO,
+    SB3_PPO,
+    TASKS,
+    cells_of,
+    contenders_of,
+    seeds_of,
+)
+from benchmarks.evidence.published import CLEANRL_RETURNS, ZOO_RETURNS
 from benchmarks.evidence.tables import (
     Result,
+    Runs,
     at_the_end,
     curve_against,
     final,
@@ -26,21 +38,21 @@ from benchmarks.evidence.tables import (
 )
 
 PAGE = reporting.DOCS / "results" / "ppo.md"
-Runs = dict[str, dict[str, list[Result]]]
-"""Contender -> task -> what its cells say, seed by seed."""
+PICTURES = {
+    "ppo_steps": "Mean return against env steps",
+    "ppo_cpu_seconds": "Mean return against CPU seconds",
+    "ppo_updates": "Mean return against updates",
+}
 
 
 def runs_of_ppo() -> Runs:
     """What has been run of the experiment `ppo`, under the contenders' names."""
     runs: Runs = {name: {} for name in CONTENDERS}
-    for env, task in TASKS.items():
-        if task.gpg is None or task.gpg_paper is None:
-            continue
-        cells = cells_of("ppo", env)
-        # Each seed has the contenders in their order.
-        for position, cell in enumerate(cells):
+    for env in TASKS:
+        names = {pair: name for name, pair in contenders_of(env).items()}
+        for cell in cells_of("ppo", env, seeds_of(env)):
             if cell.is_done:
-                name = CONTENDERS[position % len(CONTENDERS)]
+                name = names[cell.contender, cell.group_size]
                 runs[name].setdefault(env, []).append(cell.result())
     return runs
 
@@ -73,13 +85,35 @@ def compare(runs: Runs, ours: str, theirs: str) -> dict[str, Estimate]:
     }
 
 
-def table_of_returns(runs: Runs) -> str:
-    """Final returns, a row per task."""
+def table_of_returns(runs: Runs, how: str) -> str:
+    """Final returns with actions `sampled` or `greedy`, a row per task."""
     rows = [
-        [env, f"{task.num_env_steps:,}", *(final(runs[name].get(env, [])) for name in CONTENDERS)]
+        [
+            env,
+            f"{task.num_env_steps:,}",
+            *(final(runs[name].get(env, []), how=how) for name in CONTENDERS),
+        ]
         for env, task in TASKS.items()
     ]
     return markdown(["task", "env steps", *CONTENDERS], rows)
+
+
+def table_of_published(runs: Runs) -> str:
+    """What others report of PPO with the same settings, beside ours."""
+    rows = []
+    for env in TASKS:
+        row = [env]
+        for name, how, published in (
+            (SB3_PPO, "greedy", ZOO_RETURNS),
+            (RLLIB_PPO, "sampled", CLEANRL_RETURNS),
+        ):
+            theirs = published.get(env)
+            row += [
+                "none" if theirs is None else f"{theirs:,.0f}",
+                final(runs[name].get(env, []), how=how),
+            ]
+        rows.append(row)
+    return markdown(["task", "the Zoo", f"`{SB3_PPO}`", "CleanRL", f"`{RLLIB_PPO}`"], rows)
 
 
 def table_of_comparisons(runs: Runs) -> str:
@@ -97,7 +131,7 @@ def table_of_interquartile_means(runs: Runs) -> str:
     tasks = set.intersection(*(set(of_tasks) for of_tasks in runs.values()))
     if not tasks:
         return "Not run on any task by all."
-    worst = {env: _untrained(runs[RLLIB_PPO][env]) for env in tasks}
+    worst = {env: _untrained(runs[GPG][env]) for env in tasks}
     best = {env: mean_at_the_end(runs[RLLIB_PPO][env]) for env in tasks}
 
     def scores(name: str) -> Scores:
@@ -127,9 +161,16 @@ def write() -> None:
     runs = runs_of_ppo()
     tables: Mapping[str, Callable[[Runs], str]] = {
         "losses": table_of_losses,
-        "returns": table_of_returns,
+        "returns": lambda runs: table_of_returns(runs, "sampled"),
+        "greedy": lambda runs: table_of_returns(runs, "greedy"),
         "comparisons": table_of_comparisons,
         "means": table_of_interquartile_means,
+        "published": table_of_published,
+        "memory": costs.table_of_memory,
+        "tuning": lambda _: tuning.table(),
+        "seconds": costs.table_of_seconds,
+        "alone": lambda _: costs.table_of_time_alone(),
+        "origins": costs.table_of_origins,
     }
     for name, table in tables.items():
         reporting.write_table(PAGE, name, table(runs))
@@ -147,9 +188,11 @@ def write() -> None:
         reporting.draw(
             panels, "mean return", path, xlabel=label, unit=1e3 if axis == "steps" else 1
         )
+    reporting.write_pictures(PAGE, PICTURES)
 
 
 def _untrained(results: list[Result]) -> float:
+    # Of GPG's first groups: whole episodes, while PPO's first steps end short ones only, or none.
     return float(np.mean([result["curve"]["return"][0] for result in results]))
 
 

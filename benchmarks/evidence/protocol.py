@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.cells import Cell
+from benchmarks.cells import Cell, seeds_run
+from benchmarks.evidence.published import CLEANRL_CONTINUOUS, CLEANRL_DISCRETE
 
 TUNING_SEEDS = (0, 1)
 SEEDS = (100, 101, 102, 103, 104)
@@ -20,7 +21,7 @@ TUNING_SHARE = 0.25
 RLLIB_PPO, PPO_LAMBDA_1, SB3_PPO = "rllib-ppo", "ppo-lambda-1", "sb3-ppo"
 GPG_PAPER, GPG = "gpg-paper", "gpg"
 CONTENDERS = (RLLIB_PPO, SB3_PPO, PPO_LAMBDA_1, GPG_PAPER, GPG)
-# The road from PPO to GPG as recommended, a change at a time; the first two are contenders above.
+# The road from PPO to GPG as recommended; the first two and the last are contenders above.
 LADDER = (RLLIB_PPO, PPO_LAMBDA_1, "universal", "time", "ridge-1", GPG)
 GROUP_SIZES = (2, 4, 8, 16, 32, 64)
 
@@ -38,115 +39,14 @@ CANDIDATES: tuple[tuple[str, int], ...] = (
     *((name, n) for name in ("ridge-0.98", "ridge-0.95") for n in (4, 8)),
 )
 
-# CleanRL's: ppo.py and ppo_continuous_action.py. One change: RLlib's PPO steps 8 envs at a time in
-# place of 1 or 4, for the same number of env steps per update; with 1 it takes several times as
-# long. The clipping of the value loss is CleanRL's own, which RLlib doesn't have.
-CLEANRL_DISCRETE = {
-    "train_batch_size_per_learner": 512,
-    "minibatch_size": 128,
-    "num_epochs": 4,
-    "lr": 2.5e-4,
-    "entropy_coeff": 0.01,
-}
-CLEANRL_CONTINUOUS = {
-    "train_batch_size_per_learner": 2048,
-    "minibatch_size": 64,
-    "num_epochs": 10,
-    "lr": 3e-4,
-    "entropy_coeff": 0.0,
-}
 # GPG's update: on discrete actions its defaults, on continuous ones CleanRL's of PPO.
 GPG_DISCRETE = {"lr": 1e-3, "num_epochs": 4, "num_minibatches": 4}
 GPG_CONTINUOUS = {"lr": 3e-4, "num_epochs": 10, "minibatch_size": 64}
 
-# Stable-Baselines3's Zoo, hyperparams/ppo.yml. `lin_` falls linearly to 0.
-_ZOO_WIDE = {
-    "log_std_init": -2.0,
-    "ortho_init": False,
-    "activation_fn": "ReLU",
-    "net_arch": {"pi": [256, 256], "vf": [256, 256]},
-}
-ZOO: dict[str, dict[str, Any]] = {
-    "CartPole-v1": {
-        "n_envs": 8,
-        "n_steps": 32,
-        "batch_size": 256,
-        "gae_lambda": 0.8,
-        "gamma": 0.98,
-        "n_epochs": 20,
-        "learning_rate": "lin_0.001",
-        "clip_range": "lin_0.2",
-    },
-    "Acrobot-v1": {
-        "normalize": True,
-        "n_envs": 16,
-        "n_steps": 256,
-        "gae_lambda": 0.94,
-        "gamma": 0.99,
-        "n_epochs": 4,
-    },
-    "Pendulum-v1": {
-        "n_envs": 4,
-        "n_steps": 1024,
-        "gae_lambda": 0.95,
-        "gamma": 0.9,
-        "n_epochs": 10,
-        "learning_rate": 1e-3,
-        "use_sde": True,
-        "sde_sample_freq": 4,
-    },
-    "LunarLander-v3": {
-        "n_envs": 16,
-        "n_steps": 1024,
-        "batch_size": 64,
-        "gae_lambda": 0.98,
-        "gamma": 0.999,
-        "n_epochs": 4,
-        "ent_coef": 0.01,
-    },
-    "Hopper-v5": {
-        "normalize": True,
-        "n_steps": 512,
-        "batch_size": 32,
-        "gamma": 0.999,
-        "learning_rate": 9.80828e-05,
-        "ent_coef": 0.00229519,
-        "n_epochs": 5,
-        "gae_lambda": 0.99,
-        "max_grad_norm": 0.7,
-        "vf_coef": 0.835671,
-        "policy_kwargs": _ZOO_WIDE,
-    },
-    "Walker2d-v5": {
-        "normalize": True,
-        "n_steps": 512,
-        "batch_size": 32,
-        "gamma": 0.99,
-        "learning_rate": 5.05041e-05,
-        "ent_coef": 0.000585045,
-        "clip_range": 0.1,
-        "n_epochs": 20,
-        "gae_lambda": 0.95,
-        "max_grad_norm": 1.0,
-        "vf_coef": 0.871923,
-        "policy_kwargs": _ZOO_WIDE,
-    },
-    "HalfCheetah-v5": {
-        "normalize": True,
-        "n_steps": 512,
-        "batch_size": 64,
-        "gamma": 0.98,
-        "learning_rate": 2.0633e-05,
-        "ent_coef": 0.000401762,
-        "clip_range": 0.1,
-        "n_epochs": 20,
-        "gae_lambda": 0.92,
-        "max_grad_norm": 0.8,
-        "vf_coef": 0.58096,
-        "policy_kwargs": _ZOO_WIDE,
-    },
-    "Ant-v5": {"normalize": True},
-}
+
+def evaluation_seed(seed: int) -> int:
+    """The seed of the first env of a run's evaluation; the others count on from it."""
+    return 1_000_000 + 1_000 * seed
 
 
 @dataclass(frozen=True)
@@ -188,13 +88,20 @@ TASKS = {
     "HalfCheetah-v5": Task(1_000_000, is_continuous=True),
     "Ant-v5": Task(1_000_000, is_continuous=True),
 }
-EXPERIMENTS = ("tuning", "ppo", "ladder", "groups")
+EXPERIMENTS = ("tuning", "ppo", "ladder", "groups", "alone")
 LADDER_TASKS = ("LunarLander-v3", "Hopper-v5", "HalfCheetah-v5")
 GROUPS_TASKS = ("LunarLander-v3", "Hopper-v5")
+# Cells with nothing beside them, to compare their CPU time and the clock's with those of the rest.
+ALONE_TASKS, ALONE_SHARE = ("LunarLander-v3", "Hopper-v5"), 0.1
+# Where files are. Runs that two experiments have in common are one.
+FOLDERS = {"tuning": "evidence_tuning", "alone": "evidence_alone"}
+FOLDER = "evidence"
 
 
 def cells_of(experiment: str, env: str, seeds: tuple[int, ...] | None = None) -> list[Cell]:
     """The cells of an experiment on one task, seed by seed.
+
+    Those of GPG are left out until tuning has chosen its settings.
 
     Args:
         experiment: One of `EXPERIMENTS`.
@@ -202,31 +109,49 @@ def cells_of(experiment: str, env: str, seeds: tuple[int, ...] | None = None) ->
         seeds: Others than the protocol's.
 
     Raises:
-        SystemExit: If the experiment needs settings that tuning has yet to choose.
+        SystemExit: If one of the seeds is among those that settings are tuned on.
     """
-    task = TASKS[env]
-    tuning = experiment == "tuning"
-    budget = int(task.num_env_steps * (TUNING_SHARE if tuning else 1.0))
+    if experiment != "tuning" and {*(seeds or ())} & {*TUNING_SEEDS}:
+        raise SystemExit(f"Settings were tuned on seeds {TUNING_SEEDS}: they aren't reported.")
+    defaults = {"tuning": TUNING_SEEDS, "alone": SEEDS[:1]}
+    share = {"tuning": TUNING_SHARE, "alone": ALONE_SHARE}.get(experiment, 1.0)
+    budget = int(TASKS[env].num_env_steps * share)
+    folder = FOLDERS.get(experiment, FOLDER)
     return [
-        # Runs that two experiments have in common are one.
-        Cell("evidence_tuning" if tuning else "evidence", env, contender, group_size, seed, budget)
-        for seed in (seeds or (TUNING_SEEDS if tuning else SEEDS))
-        for contender, group_size in _who(experiment, env, task)
+        Cell(folder, env, contender, group_size, seed, budget)
+        for seed in seeds or defaults.get(experiment, SEEDS)
+        for contender, group_size in _who(experiment, env)
     ]
 
 
-def _who(experiment: str, env: str, task: Task) -> list[tuple[str, int]]:
-    """Pairs of a contender and its group size, 0 if it has none."""
+def seeds_of(env: str) -> tuple[int, ...]:
+    """The protocol's seeds, and those that have been added."""
+    return tuple(sorted({*SEEDS} | seeds_run(FOLDER, env)))
+
+
+def contenders_of(env: str) -> dict[str, tuple[str, int]]:
+    """The contenders whose settings are known: how their cells name them, and their group size.
+
+    PPO has none, which is 0.
+    """
+    task = TASKS[env]
+    settings = {name: (name, 0) for name in (RLLIB_PPO, SB3_PPO, PPO_LAMBDA_1)}
+    chosen = {GPG_PAPER: task.gpg_paper, GPG: task.gpg}
+    return settings | {name: pair for name, pair in chosen.items() if pair is not None}
+
+
+def _who(experiment: str, env: str) -> list[tuple[str, int]]:
+    """Pairs of a contender and its group size."""
+    known = contenders_of(env)
     if experiment == "tuning":
         return list(CANDIDATES)
-    if task.gpg is None or task.gpg_paper is None:
-        raise SystemExit(f"{env}: run `tuning` first, and write down what it has chosen.")
-    best, group_size = task.gpg
-    if experiment == "ppo":
-        return [(RLLIB_PPO, 0), (SB3_PPO, 0), (PPO_LAMBDA_1, 0), task.gpg_paper, task.gpg]
+    if experiment == "ppo" or (experiment == "alone" and env in ALONE_TASKS):
+        return list(known.values())
     if experiment == "ladder" and env in LADDER_TASKS:
-        rungs = dict.fromkeys(best if rung == GPG else rung for rung in LADDER)
-        return [(rung, 0 if "ppo" in rung else group_size) for rung in rungs]
-    if experiment == "groups" and env in GROUPS_TASKS:
-        return [(name, n) for n in GROUP_SIZES for name in ("time", best)]
+        if GPG in known:
+            n = known[GPG][1]
+            known |= {rung: (rung, n) for rung in LADDER if rung not in known}
+        return [known[rung] for rung in LADDER if rung in known]
+    if experiment == "groups" and env in GROUPS_TASKS and GPG in known:
+        return [(name, n) for n in GROUP_SIZES for name in ("time", known[GPG][0])]
     return []

@@ -8,23 +8,22 @@ from typing import Any
 import numpy as np
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_RL_MODULE
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from benchmarks.cells import Cell
+from benchmarks.evidence.cleanrl import HIDDENS, ppo_config
 from benchmarks.evidence.protocol import (
     ADVANTAGES,
     EVALUATION_EPISODES,
     PPO_LAMBDA_1,
     TASKS,
+    evaluation_seed,
 )
-from benchmarks.training import Curve, EndedEpisodes, ScaleRewards, after, settings_of, train
+from benchmarks.training import Curve, EndedEpisodes, after, settings_of, train
 from rllib_gpg import GPGConfig
 from rllib_gpg.sampling import GroupEnvRunner
-
-HIDDENS = [64, 64]
 
 
 def run(cell: Cell) -> dict[str, Any]:
@@ -40,9 +39,9 @@ def train_and_evaluate(
     algo = config.build_algo()
     try:
         curve = train(algo, until)
-        # Seeds of its own, the same for all contenders.
+        seed = evaluation_seed(cell.seed)
         evaluation = {
-            name: returns_of(algo, cell.env, 10_000 + cell.seed, explore)
+            name: returns_of(algo, cell.env, seed, explore)
             for name, explore in (("sampled", True), ("greedy", False))
         }
     finally:
@@ -77,32 +76,6 @@ def gpg_config(group_size: int, is_continuous: bool) -> GPGConfig:
     return config.training(group_size=group_size)
 
 
-def ppo_config(num_envs: int, is_continuous: bool) -> PPOConfig:
-    """RLlib's PPO, with what CleanRL's has and RLlib's defaults don't."""
-    config = PPOConfig().env_runners(num_env_runners=0, num_envs_per_env_runner=num_envs)
-    config.rl_module(
-        model_config={
-            "fcnet_hiddens": HIDDENS,
-            "fcnet_activation": "tanh",
-            "fcnet_kernel_initializer": "orthogonal_",
-            "fcnet_kernel_initializer_kwargs": {"gain": 2**0.5},
-            "vf_share_layers": False,
-            "free_log_std": is_continuous,
-        }
-    )
-    config.training(
-        clip_param=0.2,
-        vf_loss_coeff=0.5,
-        vf_clip_param=float("inf"),
-        use_kl_loss=False,
-        grad_clip=0.5,
-        grad_clip_by="global_norm",
-    )
-    if is_continuous:
-        config.env_runners(env_to_module_connector=lambda *_, **__: MeanStdFilter())
-    return config.callbacks([EndedEpisodes, *([ScaleRewards] if is_continuous else [])])
-
-
 def returns_of(algo: Algorithm, env: str, seed: int, explore: bool, **where: Any) -> list[float]:
     """The returns of fresh episodes."""
     episodes = fresh_episodes(algo, env, seed, explore, **where)
@@ -130,6 +103,10 @@ def fresh_episodes(
         state = algo.env_runner.get_state([COMPONENT_ENV_TO_MODULE_CONNECTOR])
         # GPG's own env runner has the weights before the last update.
         runner.set_state({**state, COMPONENT_RL_MODULE: algo.get_module().get_state()})
+        for piece in runner._env_to_module.connectors:
+            if isinstance(piece, MeanStdFilter):
+                # What it has learned in training holds; RLlib's would go on learning.
+                piece._update_stats = False
         return runner.sample(num_episodes=number, explore=explore)
     finally:
         runner.stop()

@@ -13,11 +13,13 @@ from benchmarks.reporting import Curve
 
 Result = dict[str, Any]
 """What a cell says."""
+Runs = dict[str, dict[str, list[Result]]]
+"""Contender -> task -> what its cells say, seed by seed."""
 
 
-def at_the_end(result: Result) -> float:
-    """The mean return of the final evaluation, with actions as in training."""
-    return float(np.mean(result["evaluation"]["sampled"]))
+def at_the_end(result: Result, how: str = "sampled") -> float:
+    """The mean return of the final evaluation, with actions as in training or `greedy`."""
+    return float(np.mean(result["evaluation"][how]))
 
 
 def mean_at_the_end(results: Sequence[Result]) -> float:
@@ -25,9 +27,9 @@ def mean_at_the_end(results: Sequence[Result]) -> float:
     return float(np.mean([*map(at_the_end, results)]))
 
 
-def final(results: Sequence[Result], digits: int = 0) -> str:
+def final(results: Sequence[Result], digits: int = 0, how: str = "sampled") -> str:
     """Mean and standard error over seeds of the final evaluation."""
-    return spread([*map(at_the_end, results)], digits)
+    return spread([at_the_end(result, how) for result in results], digits)
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:

@@ -13,8 +13,9 @@ from benchmarks.evidence.protocol import (
     GROUPS_TASKS,
     LADDER,
     LADDER_TASKS,
-    TASKS,
     cells_of,
+    contenders_of,
+    seeds_of,
 )
 from benchmarks.evidence.tables import Result, curve_against, final, markdown
 
@@ -37,16 +38,18 @@ def write() -> None:
     }
     panels = {env: lines for env, lines in panels.items() if any(lines.values())}
     reporting.draw(panels, "mean return", reporting.DOCS / "images" / "ladder")
+    reporting.write_pictures(PAGE, {"ladder": "Mean return against env steps, rung by rung"})
 
 
 def table_of_the_ladder() -> str:
     """A row per rung, a column per task."""
     found = {env: _results("ladder", env) for env in LADDER_TASKS}
     # The last rung is GPG as recommended, whose settings each task names differently.
-    rows = []
-    for number, rung in enumerate(LADDER):
-        results = [list(of_env.values())[number : number + 1] for of_env in found.values()]
-        rows.append([rung, *(final(result[0] if result else []) for result in results)])
+    names = {env: {name: pair[0] for name, pair in contenders_of(env).items()} for env in found}
+    rows = [
+        [rung, *(final(found[env].get(names[env].get(rung, rung), [])) for env in LADDER_TASKS)]
+        for rung in LADDER
+    ]
     return markdown(["rung", *LADDER_TASKS], rows)
 
 
@@ -108,12 +111,9 @@ def _updates(result: Result) -> int:
 
 
 def _results(experiment: str, env: str, by_size: bool = False) -> dict[str, list[Result]]:
-    """Contender -> its cells that have been run; nothing before tuning has chosen settings."""
-    task = TASKS[env]
-    if task.gpg is None or task.gpg_paper is None:
-        return {}
+    """Contender -> its cells that have been run."""
     found: dict[str, list[Result]] = {}
-    for cell in cells_of(experiment, env):
+    for cell in cells_of(experiment, env, seeds_of(env)):
         name = f"{cell.contender} {cell.group_size}" if by_size else cell.contender
         found.setdefault(name, []).extend([cell.result()] if cell.is_done else [])
     return found

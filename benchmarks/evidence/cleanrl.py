@@ -1,0 +1,99 @@
+"""RLlib's PPO as CleanRL has it: what its settings don't reach.
+
+CleanRL's heads are initialised with gains of 0.01 (policy) and 1 (value), its Adam has an epsilon
+of 1e-5, and its value loss is half a squared error, RLlib's a whole one. Loss and minibatches stay
+RLlib's: `docs/results/protocol.md` says in what they differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.ppo.ppo_catalog import PPOCatalog
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+from ray.rllib.connectors.env_to_module import MeanStdFilter
+from ray.rllib.core.models.base import Model
+from ray.rllib.core.models.configs import ModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.annotations import override
+
+from benchmarks.training import EndedEpisodes, ScaleRewards
+
+HIDDENS = [64, 64]
+_POLICY_GAIN, _VALUE_GAIN = 0.01, 1.0
+_ADAM_EPSILON = 1e-5
+
+
+class CleanRLCatalog(PPOCatalog):
+    """Initialises the heads, of which RLlib's catalog takes no settings."""
+
+    @override(PPOCatalog)
+    def build_pi_head(self, framework: str) -> Model:
+        """Builds the head of a nearly uniform first policy."""
+        super().build_pi_head(framework)
+        return _initialized(self.pi_head_config, _POLICY_GAIN).build(framework=framework)
+
+    @override(PPOCatalog)
+    def build_vf_head(self, framework: str) -> Model:
+        """Builds the head of the values."""
+        return _initialized(self.vf_head_config, _VALUE_GAIN).build(framework=framework)
+
+
+def _initialized(config: ModelConfig, gain: float) -> ModelConfig:
+    return dataclasses.replace(
+        config,
+        output_layer_weights_initializer="orthogonal_",
+        output_layer_weights_initializer_config={"gain": gain},
+        output_layer_bias_initializer="zeros_",
+    )
+
+
+class CleanRLLearner(PPOTorchLearner):
+    """Has CleanRL's Adam."""
+
+    @override(PPOTorchLearner)
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """Registers the one optimizer of a module."""
+        params = self.get_parameters(self.module[module_id])
+        self.register_optimizer(
+            module_id=module_id,
+            optimizer=torch.optim.Adam(params, eps=_ADAM_EPSILON),
+            params=params,
+            lr_or_lr_schedule=config.lr,
+        )
+
+
+def ppo_config(num_envs: int, is_continuous: bool) -> PPOConfig:
+    """RLlib's PPO, with what CleanRL's has and RLlib's defaults don't."""
+    config = PPOConfig().env_runners(num_env_runners=0, num_envs_per_env_runner=num_envs)
+    config.rl_module(
+        rl_module_spec=RLModuleSpec(
+            module_class=DefaultPPOTorchRLModule, catalog_class=CleanRLCatalog
+        ),
+        model_config={
+            "fcnet_hiddens": HIDDENS,
+            "fcnet_activation": "tanh",
+            "fcnet_kernel_initializer": "orthogonal_",
+            "fcnet_kernel_initializer_kwargs": {"gain": 2**0.5},
+            "fcnet_bias_initializer": "zeros_",
+            "vf_share_layers": False,
+            "free_log_std": is_continuous,
+        },
+    )
+    config.training(
+        learner_class=CleanRLLearner,
+        clip_param=0.2,
+        # 0.5 in CleanRL, of half the squared error.
+        vf_loss_coeff=0.25,
+        vf_clip_param=float("inf"),
+        use_kl_loss=False,
+        grad_clip=0.5,
+        grad_clip_by="global_norm",
+    )
+    if is_continuous:
+        config.env_runners(env_to_module_connector=lambda *_, **__: MeanStdFilter())
+    return config.callbacks([EndedEpisodes, *([ScaleRewards] if is_continuous else [])])

@@ -1,0 +1,133 @@
+"""Contenders of the evidence have the settings that they are said to have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from benchmarks.cells import Cell
+from benchmarks.evidence import cleanrl, protocol, rllib_runs
+
+
+class Ramp(gym.Env):
+    """Observes 0, 10, .. 90, whatever is done."""
+
+    observation_space = gym.spaces.Box(-1e3, 1e3, (1,), np.float32)
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, config: Any = None):
+        self._t = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self._t = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> Any:
+        self._t += 1
+        return self._observation(), 1.0, self._t >= 9, False, {}
+
+    def _observation(self) -> np.ndarray:
+        return np.array([10.0 * self._t], np.float32)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_rllibs_ppo_begins_and_steps_as_cleanrls() -> None:
+    config = rllib_runs.config_of(Cell("x", "Pendulum-v1", protocol.RLLIB_PPO, 0, 1, 8192))
+    config.training(num_epochs=1)
+    algo = config.build_algo()
+    try:
+        learner = algo.learner_group._learner
+        module = learner.module[DEFAULT_MODULE_ID]
+        gains = {
+            "pi.net": 0.01,
+            "vf.net": 1.0,
+            "encoder.actor_encoder": 2**0.5,
+            "encoder.critic_encoder": 2**0.5,
+        }
+        for part, gain in gains.items():
+            for name, weights in module.get_submodule(part).named_parameters():
+                if weights.ndim == 1:
+                    assert not weights.any(), f"{part}.{name}"
+                else:
+                    sizes = torch.linalg.svdvals(weights).detach().numpy()
+                    np.testing.assert_allclose(sizes, gain, rtol=1e-4, err_msg=f"{part}.{name}")
+        assert not module.get_submodule("pi").log_std.any()
+        (optimizer,) = learner._named_optimizers.values()
+        assert optimizer.defaults["eps"] == 1e-5
+        # The first update has the whole learning rate, the second of four three quarters.
+        rates = []
+        for _ in range(2):
+            rates.append(float(optimizer.param_groups[0]["lr"]))
+            algo.train()
+    finally:
+        algo.stop()
+    assert rates == pytest.approx([3e-4, 3e-4 * 0.75], rel=1e-3)
+    # CleanRL's loss has 0.5 times a halved squared error.
+    assert config.vf_loss_coeff == 0.25
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ppo_is_evaluated_with_the_observations_statistics_of_its_training() -> None:
+    """The same observation looks the same at any time in the evaluation."""
+    config = cleanrl.ppo_config(2, is_continuous=True).environment(Ramp)
+    config.training(train_batch_size_per_learner=40, minibatch_size=40, num_epochs=1)
+    algo = config.build_algo()
+    try:
+        algo.train()
+        episodes = rllib_runs.fresh_episodes(algo, Ramp, 3, explore=True)
+    finally:
+        algo.stop()
+    seen = np.array([episode.get_observations()[:, 0] for episode in episodes])
+    assert seen.shape == (20, 10)
+    assert np.ptp(seen, axis=0).max() == 0.0
+    # 40 steps are whole episodes but for the last ones of 2 envs: mean and deviation near a ramp's.
+    expected = (np.arange(10) - 4.5) / np.std(np.arange(10))
+    np.testing.assert_allclose(seen[0], expected, atol=0.5)
+
+
+@pytest.mark.parametrize(("env", "width"), [("Walker2d-v5", 64), ("Hopper-v5", 256)])
+def test_sb3s_networks_are_those_of_its_zoo(env: str, width: int) -> None:
+    pytest.importorskip("stable_baselines3", reason="in the optional extra `benchmarks`")
+    from benchmarks.evidence import sb3_runs
+
+    model = sb3_runs.model_of(Cell("x", env, protocol.SB3_PPO, 0, 1, 1000))
+    layers = model.policy.mlp_extractor.policy_net
+    assert [layer.out_features for layer in layers if hasattr(layer, "out_features")] == [width] * 2
+    assert type(layers[1]) is (torch.nn.Tanh if width == 64 else torch.nn.ReLU)
+    assert float(model.policy.log_std[0].detach()) == (0.0 if width == 64 else -2.0)
+    model.get_env().close()
+
+
+def test_sb3_explores_in_evaluations_as_in_training() -> None:
+    """The Zoo's noise on Pendulum holds for 4 steps, and each env has its own."""
+    pytest.importorskip("stable_baselines3", reason="in the optional extra `benchmarks`")
+    from benchmarks.evidence import sb3_runs
+
+    model = sb3_runs.model_of(Cell("x", "Pendulum-v1", protocol.SB3_PPO, 0, 1, 1000))
+    policy = sb3_runs.AsInTraining(model)
+    observations = np.ones((20, 3), np.float32)
+    actions = np.array([policy.predict(observations)[0][:, 0] for _ in range(12)])
+    greedy = policy.predict(observations, deterministic=True)[0][:, 0]
+    model.get_env().close()
+    # Steps that share their noise, and those that don't.
+    assert (np.diff(actions, axis=0) != 0.0).any(1).nonzero()[0].tolist() == [3, 7]
+    assert len(np.unique(actions[0])) > 10
+    assert len(np.unique(greedy)) == 1
+
+
+def test_evaluations_have_seeds_of_their_own() -> None:
+    """No env of one run's evaluation has a seed of any run's training, or of another evaluation."""
+    seeds = [*protocol.TUNING_SEEDS, *protocol.SEEDS]
+    evaluations = [
+        set(range(first, first + protocol.EVALUATION_EPISODES))
+        for first in map(protocol.evaluation_seed, seeds)
+    ]
+    # Both libraries give an env the run's seed plus its number.
+    training = {seed + env for seed in seeds for env in range(64)}
+    assert len(set().union(*evaluations)) == sum(map(len, evaluations))
+    assert not training & set().union(*evaluations)
