@@ -312,10 +312,13 @@ class GroupAlgorithm(Algorithm):
             self._run_seed = self._run_seed.going_on(RunSeed(*state[_RUN_SEED]))
         self._num_evaluations = state.get(_NUM_EVALUATIONS, self._num_evaluations)
         self._policy.connectors.set_states(state.get(_CONNECTOR_STATES, {}))
+        standing = self._groups.standing
+        if _STANDING in state:
+            standing = tuple(s and Standing.from_state(s) for s in state[_STANDING])
         ahead = state.get(_SAMPLED_AHEAD_WITH) if self.config.sample_ahead else None
         self._groups.go_on(
             state.get(_NUM_GROUPS, self._groups.number),
-            tuple(s and Standing.from_state(s) for s in state.get(_STANDING, [])),
+            standing,
             ahead and self._policy.of_state(ahead),
         )
 
