@@ -350,6 +350,8 @@ class GroupAlgorithm(Algorithm):
         """
         component, filesystem = kwargs.get("component"), kwargs.get("filesystem")
         check_checkpoint(path, component=component, filesystem=filesystem)
+        # Of the weights before; of a whole checkpoint, `set_state` says what comes in its place.
+        self._groups.drop()
         super().restore_from_path(path, *args, **kwargs)
         self._policy.forget()
 

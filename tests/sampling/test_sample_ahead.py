@@ -133,6 +133,17 @@ def test_a_checkpoint_brings_back_the_same_run(tmp_path: Path, saved_after: int)
         algo.stop()
 
 
+def test_to_restore_the_learners_ends_what_was_sampled_ahead(tmp_path: Path) -> None:
+    """The next group is of the weights that were restored, and not of those before."""
+    with built(ahead()) as algo:
+        algo.train()
+        path = algo.save_to_path(tmp_path)
+        algo.train()
+        algo.train()
+        algo.restore_from_path(f"{path}/learner_group", component="learner_group")
+        assert [versions for _, versions in groups_of(algo, 2)] == [{1}, {1}]
+
+
 @pytest.mark.slow
 def test_a_checkpoint_of_a_run_without_it_goes_on_with_it(tmp_path: Path) -> None:
     with built(ahead(sample_ahead=0)) as algo:
