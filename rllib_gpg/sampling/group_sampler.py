@@ -7,6 +7,7 @@ one version behind when its turn comes, and never two.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -88,13 +89,14 @@ class GroupSampler:
 
         Args:
             run_seed: The seed of the whole run.
-            weights: What to sample it with, if it wasn't begun.
+            weights: What to sample it with, if it wasn't begun; and whether something reads infos.
 
         Raises:
             SamplingError: If it couldn't be completed.
         """
         ahead = self._ahead
-        if ahead is not None and ahead.number == self.number:
+        has_all = ahead is not None and ahead.weights.infos >= weights.infos
+        if ahead is not None and ahead.number == self.number and has_all:
             # An interrupt leaves it where it is.
             self.wait()
             self._ahead = None
@@ -103,8 +105,10 @@ class GroupSampler:
                 self._of_next = ahead.weights
             group = ahead.result.result()
         else:
+            self._of_next = self.weights_of_next
             self._cancel()
-            of_next = self._of_next or weights
+            # Something may have come meanwhile that reads infos.
+            of_next = dataclasses.replace(self._of_next or weights, infos=weights.infos)
             group = self._sample(self.number, self.standing, run_seed, of_next)
         self._next_standing = group.standing
         return group

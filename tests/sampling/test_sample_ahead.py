@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -22,6 +23,7 @@ from rllib_gpg.sampling import SamplingError
 from tests.envs import ComingAndGoing, ShortOrLong, Slow, Unreliable
 from tests.helpers import (
     built,
+    each_learner,
     fingerprint,
     interrupt,
     interruptible,
@@ -286,6 +288,28 @@ def test_an_evaluation_by_the_env_runners_for_training_changes_nothing() -> None
                 assert algo.evaluate()["env_runners"]["num_episodes"] == 4
             runs.append(groups + groups_of(algo, 2))
     assert runs[0] == runs[1]
+
+
+class ReadsInfos(ConnectorV2):
+    def __call__(self, *, batch: Any, episodes: Any, **kwargs: Any) -> Any:
+        for episode in episodes:
+            episode.get_infos()
+        return batch
+
+
+@pytest.mark.parametrize("restored", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_piece_that_comes_later_is_given_infos(tmp_path: Path, restored: bool) -> None:
+    """The group that was begun without them is sampled again, and is the same otherwise."""
+    with built(ahead()) as algo:
+        algo.train()
+        path = algo.save_to_path(tmp_path)
+        whole = groups_of(algo, 2)
+    with built(ahead()) as algo:
+        algo.train()
+        if restored:
+            algo.restore_from_path(path)
+        each_learner(algo, lambda learner: learner._learner_connector.prepend(ReadsInfos()))
+        assert groups_of(algo, 2) == whole
 
 
 @pytest.mark.slow
