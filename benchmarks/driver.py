@@ -121,7 +121,7 @@ def measure(group: RunnerGroup, config: GPGConfig, num_shares: int) -> Seen:
 
 
 def gather_shares(group: Any, config: GPGConfig, num_shares: int) -> Group:
-    """Gathers so many shares, and does with their metrics what the algorithm does."""
+    """Gathers so many shares; to log their metrics is left to the algorithm, and isn't in it."""
     config = config.copy(copy_frozen=False).training(group_size=num_shares * EPISODES_PER_SHARE)
     shares = cut_into_shares(config, 0, 0)
     return gather(group, shares, Weights(1, None), config=config, restore=lambda: None)

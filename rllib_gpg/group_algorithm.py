@@ -40,6 +40,7 @@ from rllib_gpg.evaluation import (
 )
 from rllib_gpg.learning.pipeline import recurrent_modules
 from rllib_gpg.policy import PolicyInForce
+from rllib_gpg.sampling.connector_states import ConnectorStates
 from rllib_gpg.sampling.group import SamplingError, gather
 from rllib_gpg.sampling.group_sampler import GroupSampler
 from rllib_gpg.sampling.messages import Weights
@@ -100,6 +101,8 @@ class GroupAlgorithm(Algorithm):
         self._weights_of_step: Weights
         self._evaluated_weights: Weights
         self._evaluation_s: float | None = None
+        # What connectors remembered in the state that was restored last.
+        self._restored_connectors: ConnectorStates = {}
         self._recorder = EpisodeRecorder(self.config)
         self._warnings = TrainingWarnings(self.config)
         if sentence := why_it_waits(self.config):
@@ -311,11 +314,15 @@ class GroupAlgorithm(Algorithm):
         if _RUN_SEED in state:
             self._run_seed = self._run_seed.going_on(RunSeed(*state[_RUN_SEED]))
         self._num_evaluations = state.get(_NUM_EVALUATIONS, self._num_evaluations)
-        self._policy.connectors.set_states(state.get(_CONNECTOR_STATES, {}))
+        self._restored_connectors = state.get(_CONNECTOR_STATES, {})
+        self._policy.connectors.set_states(self._restored_connectors)
+        standing = self._groups.standing
+        if _STANDING in state:
+            standing = tuple(s and Standing.from_state(s) for s in state[_STANDING])
         ahead = state.get(_SAMPLED_AHEAD_WITH) if self.config.sample_ahead else None
         self._groups.go_on(
             state.get(_NUM_GROUPS, self._groups.number),
-            tuple(s and Standing.from_state(s) for s in state.get(_STANDING, [])),
+            standing,
             ahead and self._policy.of_state(ahead),
         )
 
@@ -347,7 +354,13 @@ class GroupAlgorithm(Algorithm):
         """
         component, filesystem = kwargs.get("component"), kwargs.get("filesystem")
         check_checkpoint(path, component=component, filesystem=filesystem)
+        # Of the weights before; of a whole checkpoint, `set_state` says what comes in its place.
+        self._groups.drop()
+        self._restored_connectors = {}
         super().restore_from_path(path, *args, **kwargs)
+        # Without a local env runner RLlib has restored them once more, pieces of one class all from
+        # the state of the last.
+        self._policy.connectors.set_states(self._restored_connectors)
         self._policy.forget()
 
     @override(Algorithm)

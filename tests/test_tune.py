@@ -12,7 +12,7 @@ import pytest
 from ray import tune
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
 
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.learning import GPGTorchLearner
@@ -206,6 +206,38 @@ def test_a_trial_that_takes_over_anothers_state_draws_its_own_groups(tmp_path: P
         of_others = {s[iteration] for trial, s in seen.items() if trial not in exploited}
         assert len(of_others) == 1
         assert seen[exploited[0]][iteration] not in of_others
+
+
+class PausesOnce(FIFOScheduler):
+    """Pauses a trial after its second iteration; it goes on from the checkpoint of then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_paused = False
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if result["training_iteration"] == 2 and not self.has_paused:
+            self.has_paused = True
+            return self.PAUSE
+        return self.CONTINUE
+
+
+def test_a_trial_that_is_paused_while_it_samples_ahead_goes_on(tmp_path: Path) -> None:
+    """With the group that was under way, of the policy that it was begun with."""
+    config = small_config(ShortOrLong, lr=0.05, sample_ahead=1).callbacks(EpisodesSeen)
+    config.env_runners(num_env_runners=1, episodes_per_share=2)
+
+    def seen(result: dict[str, Any]) -> tuple[float, float]:
+        return result["env_runners"]["episodes_seen"], module_results(result)["policy_loss"]
+
+    results, scheduler = Results(), PausesOnce()
+    grid = fit(config, tmp_path, iterations=4, callbacks=[results], scheduler=scheduler)
+    assert not grid.errors
+    assert scheduler.has_paused
+    (of_trial,) = results.of_trial.values()
+    assert of_trial[-1]["iterations_since_restore"] == 2
+    with built(config) as algo:
+        assert [seen(result) for result in of_trial] == [seen(algo.train()) for _ in range(4)]
 
 
 class Interrupt(tune.Callback):

@@ -157,7 +157,8 @@ def _prepare(
     policies_to_train: Any,
     generator: np.random.Generator,
 ) -> PreparedGroup:
-    config, metrics = learner.config, MetricsLogger(root=False)
+    config = learner.config
+    metrics = MetricsLogger(root=False, stats_cls_lookup=config.stats_cls_lookup)
     # Pieces may draw from global generators, whose state is in no checkpoint.
     (source,) = generator.spawn(1)
     with seeded_globally(int(source.integers(MAX_SEED)), learner._device):

@@ -26,6 +26,8 @@ from ray.rllib.utils.metrics import (
     EPISODE_RETURN_MIN,
 )
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+from ray.rllib.utils.metrics.stats import ItemStats
+from ray.rllib.utils.typing import ResultDict
 
 Key = tuple[str, ...]
 Summary = dict[Key, float]
@@ -95,3 +97,28 @@ def log_episodes(shares: Iterable[Summaries], metrics: MetricsLogger) -> None:
             least, greatest = _EXTREMES[key]
             metrics.log_value(least, min(column), reduce="min")
             metrics.log_value(greatest, max(column), reduce="max")
+
+
+def keep_last_items(of_shares: list[ResultDict]) -> list[ResultDict]:
+    """Leaves out, of what is logged with `reduce="item"`, all but what the last share has.
+
+    An item takes the place of the one before, and RLlib refuses to merge two of them.
+
+    Args:
+        of_shares: What the env runners logged during each share, in the order of the shares.
+    """
+    seen: set[Key] = set()
+
+    def without_seen(metrics: ResultDict, key: Key) -> ResultDict:
+        kept = {}
+        for name, stats in metrics.items():
+            if isinstance(stats, dict):
+                stats = without_seen(stats, (*key, name))
+            elif isinstance(stats, ItemStats):
+                if (*key, name) in seen:
+                    continue
+                seen.add((*key, name))
+            kept[name] = stats
+        return kept
+
+    return [without_seen(metrics, ()) for metrics in reversed(of_shares)][::-1]

@@ -15,7 +15,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.typing import ResultDict
 
 from rllib_gpg.sampling.connector_states import ConnectorStates
-from rllib_gpg.sampling.episode_metrics import log_episodes
+from rllib_gpg.sampling.episode_metrics import keep_last_items, log_episodes
 from rllib_gpg.sampling.gathering import RemoteGathering
 from rllib_gpg.sampling.ledger import Ledger, SamplingError
 from rllib_gpg.sampling.messages import Share, ShareResult, Weights
@@ -185,7 +185,7 @@ def gather(
         num_duplicated += ledger.num_duplicated
         shares = further(results)
     # Over the episodes of all rounds.
-    metrics = MetricsLogger(root=False)
+    metrics = MetricsLogger(root=False, stats_cls_lookup=config.stats_cls_lookup)
     log_episodes((result.summaries for result in results), metrics)
     counts = {NUM_EPISODES_REDISPATCHED: num_redispatched}
     if config.duplicate_last_shares:
@@ -195,7 +195,7 @@ def gather(
         metrics.log_value(f"{key}_lifetime", count, reduce="lifetime_sum")
     return Group(
         Episodes([result.episodes for result in results]),
-        [*(result.metrics for result in results), metrics.reduce()],
+        [*keep_last_items([result.metrics for result in results]), metrics.reduce()],
         [result.connectors for result in results],
         tuple(standing for result in results for standing in result.standing),
     )

@@ -7,6 +7,7 @@ one version behind when its turn comes, and never two.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -78,7 +79,8 @@ class GroupSampler:
         self.standing: Standings = ()
         self._next_standing: Standings = ()
         self._ahead: _Ahead | None = None
-        self._restored: Weights | None = None
+        # What the next group is sampled with, if that has been decided and nothing was begun.
+        self._of_next: Weights | None = None
 
     def next(self, run_seed: int, weights: Weights) -> SampledGroup:
         """Returns the next group: the one that was begun ahead, or else one that is sampled now.
@@ -87,20 +89,26 @@ class GroupSampler:
 
         Args:
             run_seed: The seed of the whole run.
-            weights: What to sample it with, if it wasn't begun.
+            weights: What to sample it with, if it wasn't begun; and whether something reads infos.
 
         Raises:
             SamplingError: If it couldn't be completed.
         """
         ahead = self._ahead
-        if ahead is not None and ahead.number == self.number:
-            # An interrupt leaves it where it is; if it failed, it is sampled anew the next time.
+        has_all = ahead is not None and ahead.weights.infos >= weights.infos
+        if ahead is not None and ahead.number == self.number and has_all:
+            # An interrupt leaves it where it is.
             self.wait()
             self._ahead = None
+            # If it failed, it is sampled anew the next time, as it would have been.
+            if ahead.result.exception() is not None:
+                self._of_next = ahead.weights
             group = ahead.result.result()
         else:
+            self._of_next = self.weights_of_next
             self._cancel()
-            of_next = self._restored or weights
+            # Something may have come meanwhile that reads infos.
+            of_next = dataclasses.replace(self._of_next or weights, infos=weights.infos)
             group = self._sample(self.number, self.standing, run_seed, of_next)
         self._next_standing = group.standing
         return group
@@ -129,7 +137,7 @@ class GroupSampler:
         """Takes note that the group that `next` has returned has been trained on."""
         self.number += 1
         self.standing = self._next_standing
-        self._restored = None
+        self._of_next = None
 
     @property
     def weights_of_next(self) -> Weights | None:
@@ -137,7 +145,7 @@ class GroupSampler:
         ahead = self._ahead
         if ahead is not None and ahead.number == self.number:
             return ahead.weights
-        return self._restored
+        return self._of_next
 
     def go_on(self, number: int, standing: Standings, weights_of_next: Weights | None) -> None:
         """Goes on from a checkpoint; what was being sampled then is sampled again.
@@ -148,7 +156,7 @@ class GroupSampler:
             weights_of_next: See above.
         """
         self.drop()
-        self.number, self.standing, self._restored = number, standing, weights_of_next
+        self.number, self.standing, self._of_next = number, standing, weights_of_next
 
     def wait(self) -> None:
         """Waits until the env runners are free."""
@@ -158,15 +166,16 @@ class GroupSampler:
 
     def drop(self) -> None:
         """Has the next group sampled with what `next` is given, whatever has been begun."""
+        self._of_next = None
         self._cancel()
-        self._restored = None
 
     def _cancel(self) -> None:
         """Ends the thread. The env runners finish the shares that they have, for nothing."""
-        if self._ahead is not None:
-            self._ahead.cancelled.set()
-            self._ahead.result.exception()
-            self._ahead = None
+        # Nobody's from now on, also if the waiting is interrupted.
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancelled.set()
+            ahead.result.exception()
 
     def _sample(
         self,

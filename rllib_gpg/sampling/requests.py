@@ -42,7 +42,9 @@ class Request:
 
     def take(self, answer: Future[Any]) -> None:
         """Is called when there is an answer, in a thread of Ray's."""
-        self.is_answered, answers = True, self.answers
+        # In this order: who begins to wait now says so first, and then looks whether it is.
+        self.is_answered = True
+        answers = self.answers
         if answers is not None:
             answers.put((self, answer))
 

@@ -25,6 +25,8 @@ from ray.rllib.examples.learners.classes.intrinsic_curiosity_learners import (
 from ray.rllib.examples.rl_modules.classes.intrinsic_curiosity_model_rlm import (
     IntrinsicCuriosityModel,
 )
+from ray.rllib.utils.metrics.metrics_logger import DEFAULT_STATS_CLS_LOOKUP
+from ray.rllib.utils.metrics.stats import MaxStats
 
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.learning import GPGTorchLearner
@@ -50,6 +52,26 @@ def checksum(module: MultiRLModule) -> float:
 
 
 # Which pieces run, and what they are shown.
+
+
+class Largest(MaxStats):
+    """A way of reducing of one's own."""
+
+    stats_cls_identifier = "largest"
+
+
+class LogsItsOwnWay(ConnectorV2):
+    def __call__(self, *, batch: Any, episodes: Any, metrics: Any, **kwargs: Any) -> Any:
+        for episode in episodes:
+            metrics.log_value("longest", len(episode), reduce="largest")
+        return batch
+
+
+def test_pieces_log_with_the_ways_of_reducing_that_the_config_names() -> None:
+    config = small_config(Identity).learners(learner_connector=lambda *spaces: LogsItsOwnWay())
+    ways = {**DEFAULT_STATS_CLS_LOOKUP, "largest": Largest}
+    with built(config.reporting(custom_stats_cls_lookup=ways)) as algo:
+        assert algo.train()["learners"]["longest"] == Identity.LENGTH
 
 
 class Looks(ConnectorV2):

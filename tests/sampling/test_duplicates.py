@@ -17,6 +17,7 @@ from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling import SamplingError
 from rllib_gpg.sampling.group import Group, cut_into_shares, gather
 from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
+from rllib_gpg.sampling.requests import Request, Requests
 from tests.envs import ShortOrLong, Slow
 from tests.helpers import built, fingerprint, sample_group, small_config
 from tests.sampling.test_faults import Killer, restored, wait_until
@@ -190,6 +191,26 @@ def test_who_samples_a_copy_that_nobody_needs_is_not_waited_for() -> None:
     assert len(runners[0].asked) == 1
     time.sleep(max(0.0, start + 5.5 - time.monotonic()))
     assert runners[0] in list(gathered(group, 6).episodes)
+
+
+def test_an_answer_that_comes_as_somebody_begins_to_wait_is_seen() -> None:
+    """Ray's thread has looked where the answer goes, and nobody waited for it yet."""
+    group = RunnerGroup({1: Scripted()})
+    request = Request(1, None, None)
+    still_owed = {1: request}
+
+    class Interrupted(Request):
+        def __getattribute__(self, name: str) -> Any:
+            value = super().__getattribute__(name)
+            if name == "answers" and value is None:
+                begun.append(Requests(group, still_owed))
+            return value
+
+    begun: list[Requests] = []
+    request.__class__ = Interrupted
+    request.take(Future())
+    (requests,) = begun
+    assert not requests.open or list(requests.answered(time.monotonic() + 0.1))
 
 
 def test_one_that_hangs_with_a_copy_that_nobody_needs_is_killed(monkeypatch: Any) -> None:

@@ -291,7 +291,7 @@ def test_remote_env_runners_send_infos_to_who_reads_them(piece: Any) -> None:
 
 
 # Not "ema": an env runner's goes on from share to share, so that it depends on who samples what.
-REDUCTIONS = ("sum", "mean", "min", "max", "lifetime_sum", "item_series")
+REDUCTIONS = ("sum", "mean", "min", "max", "lifetime_sum", "item", "item_series", "percentiles")
 
 
 class Counts(RLlibCallback):
@@ -300,7 +300,7 @@ class Counts(RLlibCallback):
     def on_episode_end(self, *, episode: Any, metrics_logger: Any, **kwargs: Any) -> None:
         value = (float(episode.get_return()) + len(episode)) / 3.0
         for reduce in REDUCTIONS:
-            kwargs = {"window": 100} if reduce == "item_series" else {}
+            kwargs = {"window": 100} if reduce in ("item_series", "percentiles") else {}
             metrics_logger.log_value(("mine", reduce), value, reduce=reduce, **kwargs)
 
 
@@ -336,5 +336,5 @@ def told(metrics: dict[str, Any]) -> dict[str, Any]:
     return {
         name: told(value) if isinstance(value, dict) else value
         for name, value in metrics.items()
-        if not re.search("timer|throughput|duration|^sample$|^time_|sum_episodes_length", name)
+        if not re.search("timer|throughput|duration|^sample$|^time_|sum_episodes_length", str(name))
     }

@@ -143,6 +143,16 @@ def test_a_run_cut_in_two_equals_the_run_in_one_piece(tmp_path: Path, connector:
         assert same(found[1], end)
 
 
+def test_to_restore_the_learners_alone_leaves_rollouts_where_they_stand() -> None:
+    """As callbacks do that put weights into a module."""
+    with built(rollouts()) as algo:
+        found = []
+        for _ in range(4):
+            found.append(fingerprint(sample_group(algo)))
+            algo.set_state({"learner_group": algo.learner_group.get_state()})
+    assert found == groups(rollouts())
+
+
 def test_an_evaluation_in_between_changes_nothing() -> None:
     """It is by whole episodes, in the same envs."""
     config = rollouts()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -22,6 +23,7 @@ from rllib_gpg.sampling import SamplingError
 from tests.envs import ComingAndGoing, ShortOrLong, Slow, Unreliable
 from tests.helpers import (
     built,
+    each_learner,
     fingerprint,
     interrupt,
     interruptible,
@@ -133,6 +135,17 @@ def test_a_checkpoint_brings_back_the_same_run(tmp_path: Path, saved_after: int)
         algo.stop()
 
 
+def test_to_restore_the_learners_ends_what_was_sampled_ahead(tmp_path: Path) -> None:
+    """The next group is of the weights that were restored, and not of those before."""
+    with built(ahead()) as algo:
+        algo.train()
+        path = algo.save_to_path(tmp_path)
+        algo.train()
+        algo.train()
+        algo.restore_from_path(f"{path}/learner_group", component="learner_group")
+        assert [versions for _, versions in groups_of(algo, 2)] == [{1}, {1}]
+
+
 @pytest.mark.slow
 def test_a_checkpoint_of_a_run_without_it_goes_on_with_it(tmp_path: Path) -> None:
     with built(ahead(sample_ahead=0)) as algo:
@@ -171,14 +184,44 @@ def test_envs_that_fail_change_nothing() -> None:
     assert runs[0] == runs[1]
 
 
+class FailsWhile(ShortOrLong):
+    """Raises as long as there is a file."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        self.file = Path(config["file"])
+
+    def step(self, action: int) -> Any:
+        if self.file.exists():
+            raise OSError("the simulator is gone")
+        return super().step(action)
+
+
 @pytest.mark.slow
-def test_what_sampling_ahead_raises_is_raised_in_its_turn() -> None:
-    config = ahead(Unreliable).environment(env_config={"probability": 0.001})
-    with built(config.fault_tolerance(max_share_failures=1)) as algo:
-        with pytest.raises(SamplingError, match="the simulator is gone"):
-            for _ in range(100):
-                algo.train()
-        assert algo._groups.weights_of_next is None
+def test_what_sampling_ahead_raises_is_raised_in_its_turn(tmp_path: Path) -> None:
+    """After that, and from the checkpoint of then, the run goes on as if nothing had been."""
+    file = tmp_path / "fails"
+    config = ahead(FailsWhile).environment(env_config={"file": str(file)})
+    config.fault_tolerance(max_share_failures=1)
+    with built(config) as algo:
+        whole = groups_of(algo, 5)
+    with built(config) as algo:
+        begin = algo._begin_next_group
+
+        def fail(weights: Any) -> None:
+            file.touch()
+            begin(weights)
+
+        groups = groups_of(algo, 1)
+        algo._begin_next_group = fail  # type: ignore[method-assign]
+        groups += groups_of(algo, 1)
+        del algo._begin_next_group
+        with pytest.raises(SamplingError, match="the simulator is gone") as raised:
+            algo.train()
+        file.unlink()
+        assert groups + groups_of(algo, 3) == whole
+        algo.restore_from_path(str(raised.value).rpartition("The run as it was: ")[2])
+        assert groups + groups_of(algo, 3) == whole
 
 
 @pytest.mark.slow
@@ -222,11 +265,51 @@ def test_an_interrupt_while_waiting_loses_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_evaluation_by_the_env_runners_for_training_waits_for_them() -> None:
-    config = ahead().evaluation(evaluation_interval=1, evaluation_duration=4)
-    with built(config) as algo:
-        result = [algo.train() for _ in range(2)][-1]
-    assert result["evaluation"]["env_runners"]["num_episodes"] == 4
+def test_an_interrupt_while_it_is_dropped_leaves_nothing_of_it() -> None:
+    """Ctrl+C during `add_module`, for instance, which waits for the thread to end."""
+    with built(ahead(Slow)) as algo:
+        algo.train()
+        with interruptible():
+            threading.Timer(0.02, interrupt).start()
+            algo._groups.drop()
+            time.sleep(60)
+        assert [versions for _, versions in groups_of(algo, 2)] == [{1}, {1}]
+
+
+@pytest.mark.slow
+def test_an_evaluation_by_the_env_runners_for_training_changes_nothing() -> None:
+    """They do it when they have sampled the next group."""
+    runs = []
+    for is_evaluated in (False, True):
+        with built(ahead(Slow).evaluation(evaluation_duration=4)) as algo:
+            groups = groups_of(algo, 2)
+            if is_evaluated:
+                assert algo.eval_env_runner_group is None
+                assert algo.evaluate()["env_runners"]["num_episodes"] == 4
+            runs.append(groups + groups_of(algo, 2))
+    assert runs[0] == runs[1]
+
+
+class ReadsInfos(ConnectorV2):
+    def __call__(self, *, batch: Any, episodes: Any, **kwargs: Any) -> Any:
+        for episode in episodes:
+            episode.get_infos()
+        return batch
+
+
+@pytest.mark.parametrize("restored", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_piece_that_comes_later_is_given_infos(tmp_path: Path, restored: bool) -> None:
+    """The group that was begun without them is sampled again, and is the same otherwise."""
+    with built(ahead()) as algo:
+        algo.train()
+        path = algo.save_to_path(tmp_path)
+        whole = groups_of(algo, 2)
+    with built(ahead()) as algo:
+        algo.train()
+        if restored:
+            algo.restore_from_path(path)
+        each_learner(algo, lambda learner: learner._learner_connector.prepend(ReadsInfos()))
+        assert groups_of(algo, 2) == whole
 
 
 @pytest.mark.slow

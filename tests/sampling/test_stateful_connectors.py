@@ -437,6 +437,39 @@ def test_pieces_of_one_class_keep_states_of_their_own() -> None:
     assert [piece.counts["calls"] for piece in pieces] == [21, 41, 61]
 
 
+class PacedTally(MergingTally):
+    """Counts each call several times."""
+
+    def __init__(self, pace: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.pace = pace
+
+    def __call__(self, *, batch: Any, **kwargs: Any) -> Any:
+        self.counts["calls"] += self.pace
+        return batch
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("local", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_pieces_of_one_class_are_restored_from_states_of_their_own(
+    tmp_path: Path, local: bool
+) -> None:
+    config = filtered(
+        num_env_runners=1,
+        create_local_env_runner=local,
+        env_to_module_connector=lambda env, spaces, device: [PacedTally(1), PacedTally(10)],
+    )
+    with built(config) as algo:
+        next_group(algo)
+        saved = algo._policy.connectors.get_states()
+        first, second = (state["calls"] for state in saved.values())
+        assert second == 10 * first
+        path = algo.save_to_path(tmp_path)
+        next_group(algo)
+        algo.restore_from_path(path)
+        assert algo._policy.connectors.get_states() == saved
+
+
 def test_an_empty_state_is_put_back() -> None:
     piece = EmptyAtFirst()
     connectors = pipelines(piece)
