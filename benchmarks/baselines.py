@@ -14,8 +14,9 @@ episodes that ended in the last 10 % of the env steps, over seeds::
 
 `ppo` is, per task, the best of eight candidates on the seeds of `--tuning`, which are others than
 those of the table: two; where actions are continuous, of four on one. Of GPG no setting is chosen
-per task. Its settings, and which λ to recommend, were chosen on seeds below 40: `results/earlier`
-has those runs. Needs the extras `examples` and `envpool`.
+per task; how long rollouts are was chosen for all of them, on the seeds of `--tuning`. Its other
+settings, and which λ to recommend, were chosen on seeds below 40: `results/earlier` has those runs.
+Needs the extras `examples` and `envpool`.
 """
 
 from __future__ import annotations
@@ -314,6 +315,7 @@ def report() -> None:
         "ridge, λ 0.95": "ridge-0.95",
         "ridge, λ 0.98": "ridge-0.98",
         "RLlib's PPO, tuned": PPO,
+        "ridge, λ 0.95, rollouts": "ridge-0.95-rollouts-64",
     }
     curves = panels(names, lambda _: to.returns_curve, "ridge-0.95")
     to.draw(curves, "mean return", to.DOCS / "images" / "baselines_returns")

@@ -42,6 +42,8 @@ def table(results: Results, contenders: Sequence[str], num_env_steps: dict[Any, 
     Rows and columns of which nothing has been run are left out.
     """
     contenders = [name for name in contenders if any(name == ran for *_, ran in results)]
+    if not contenders:
+        return "Nothing of it has been run yet."
     lines = [
         f"| task | N | env steps | {' | '.join(contenders)} |",
         f"|---|---|---|{'---|' * len(contenders)}",
