@@ -15,7 +15,7 @@ import pytest
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from benchmarks import bootstrap, cells, origins
+from benchmarks import baselines, bootstrap, cells, origins, reporting
 from benchmarks.cells import Cell
 from benchmarks.evidence.cleanrl import ppo_config
 from benchmarks.training import ScaleRewards, after, train
@@ -202,6 +202,32 @@ class SeesRewards(ConnectorV2):
         for episode in episodes:
             self._seen.extend(episode.get_rewards())
         return batch
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_rollouts_have_updates_as_large_as_ppos_and_the_ridge_completes_them() -> None:
+    result = baselines.run_cell(
+        Cell("experiment", "CartPole-v1", "ridge-0.98-rollouts-64", 4, 0, 1_500)
+    )
+    settings = result["settings"]
+    assert (settings["batch_mode"], settings["group_size"]) == ("truncate_episodes", 8)
+    assert settings["bootstrap_truncated"]
+    assert settings["lambda_"] == 0.98
+    assert result["curve"]["steps"] == [512, 1024, 1536]
+    # Of whole episodes, whose pieces are in several groups.
+    assert result["curve"]["return"] == pytest.approx(result["curve"]["length"], abs=0.1)
+    assert max(result["curve"]["return"]) < 64.0
+
+
+def test_tables_leave_out_what_has_not_been_run() -> None:
+    cells._run_one(cell(3), outcome)
+    found = reporting.results_of([cell(3), cell(4), cell(3, "ridge")])
+    steps = {("CartPole-v1", 4): 100, ("CartPole-v1", 32): 1_000}
+    table = reporting.table(found, ["bins", "ridge"], steps)
+    assert "bins" in table
+    assert "ridge" not in table
+    assert "1,000" not in table
+    assert "Nothing" in reporting.table({}, ["bins"], steps)
 
 
 def test_the_probability_of_improvement_counts_pairs_task_by_task() -> None:
