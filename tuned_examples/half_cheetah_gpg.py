@@ -9,7 +9,7 @@ How to run it::
     python tuned_examples/half_cheetah_gpg.py
 
 A larger group is worth more here: see `--num-env-runners`, and the paper's 2,774 with 128 episodes.
-With few env steps, rollouts learn most: docs/baselines.md has 1,863 ± 486 of them, in the last tenth
+With few env steps, rollouts learn most: docs/baselines.md has 1,863 ± 486 of them, in the last 10 %
 of 280,000. They are groups of 8, minibatches of 64, a ridge with λ 0.95 and `bootstrap_truncated`.
 
 What to expect: a mean return of 700 in a group after 98, 84 and 91 iterations, and 831, 1,087 and
