@@ -102,13 +102,12 @@ GPG_CONTENDERS: dict[str, dict[str, Any]] = {
     "ridge-0.95-bootstrap": {**ridge(0.95), "bootstrap_truncated": True},
     # Rollouts, not episodes: cut off, completed by the ridge, gone on with in the next group.
     **{
-        f"ridge-{lambda_}-rollouts-{length}": {
-            **ridge(lambda_),
+        f"ridge-0.95-rollouts-{length}": {
+            **ridge(0.95),
             "bootstrap_truncated": True,
             "group_size": NUM_ROLLOUTS,
             "rollout_fragment_length": length,
         }
-        for lambda_ in (0.95, 0.98)
         for length in (64, 256)
     },
     # The same as without it, with a critic that learns from the same groups and isn't used.
@@ -132,7 +131,7 @@ MAIN = ("bins", "bins-carried", "ridge-1", "ridge-0.98", "ridge-0.97", "ridge-0.
 WITNESS = "ridge-0.95-witness"
 ROLLOUTS = tuple(name for name in GPG_CONTENDERS if "-rollouts-" in name)
 # What is compared on the seeds of `--tuning`: episodes, and rollouts of two lengths.
-SAMPLED = ("ridge-0.95", "ridge-0.98", *ROLLOUTS)
+SAMPLED = ("ridge-0.95", *ROLLOUTS)
 VARIANTS = tuple(name for name in GPG_CONTENDERS if name not in (*MAIN, *ROLLOUTS, WITNESS))
 
 
@@ -192,7 +191,7 @@ def config_of(cell: Cell) -> AlgorithmConfig:
         config = gpg_config(cell, task, GPG_CONTENDERS[cell.contender]).callbacks(EndedEpisodes)
     if task.is_discrete:
         config.env_runners(env_to_module_connector=lambda *_, **__: FlattenObservations())
-    if config.batch_mode == "truncate_episodes" and isinstance(config, GPGConfig):
+    if cell.contender in ROLLOUTS:
         config.environment(cell.env)  # a rollout can go on only in an env that can be replayed
     else:
         config.environment(register_envpool(cell.env))

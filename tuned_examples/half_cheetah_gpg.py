@@ -10,7 +10,8 @@ How to run it::
 
 A larger group is worth more here: see `--num-env-runners`, and the paper's 2,774 with 128 episodes.
 With few env steps, rollouts learn most: docs/baselines.md has 1,863 ± 486 of them, in the last 10 %
-of 280,000. They are groups of 8, minibatches of 64, a ridge with λ 0.95 and `bootstrap_truncated`.
+of 280,000. A group has 8 of 64 steps, with minibatches of 64, a ridge with λ 0.95 and
+`bootstrap_truncated`.
 
 What to expect: a mean return of 700 in a group after 98, 84 and 91 iterations, and 831, 1,087 and
 817 after 120 (seeds 0, 1, 2; 1.9 million env steps, 260 s on one core). The paper reports 1,000 ±
