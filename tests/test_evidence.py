@@ -7,14 +7,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 
 from benchmarks import cells
 from benchmarks.cells import Cell
-from benchmarks.evidence import costs, paper, protocol, signal_to_noise, simulators, tuning
+from benchmarks.evidence import costs, paper, protocol, signal_to_noise, simulators
 from benchmarks.evidence.__main__ import ENVS, EXPERIMENTS, cells_of, main, run_cell
 
 RESULTS = cells.RESULTS
@@ -26,71 +25,55 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_experiments_share_their_cells() -> None:
-    task = protocol.TASKS["Hopper-v5"]
-    chosen = {"Hopper-v5": dataclasses.replace(task, gpg=("ridge-0.98", 4), gpg_paper=("time", 8))}
-    with mock.patch.dict(protocol.TASKS, chosen):
-        ppo, ladder, groups = (
-            protocol.cells_of(experiment, "Hopper-v5", (7,))
-            for experiment in ("ppo", "ladder", "groups")
-        )
-    assert [cell.contender for cell in ladder][-1] == "ridge-0.98"
-    assert len({*ppo, *ladder}) == len(ppo) + len(ladder) - 3  # PPO, PPO with lambda 1, GPG
+@pytest.mark.parametrize(
+    ("env", "gpg", "shared"),
+    [
+        ("Hopper-v5", ("ridge-0.95", 4), 3),  # PPO, PPO with lambda 1, GPG
+        ("HalfCheetah-v5", ("ridge-0.95-rollouts-64", 8), 3),
+        ("LunarLander-v3", ("ridge-0.98", 4), 3),
+    ],
+)
+def test_experiments_share_their_cells(env: str, gpg: tuple[str, int], shared: int) -> None:
+    ppo, ladder = (protocol.cells_of(experiment, env, (107,)) for experiment in ("ppo", "ladder"))
+    assert (ladder[-1].contender, ladder[-1].group_size) == gpg
+    assert ladder[-1] == ppo[-1]
+    assert len({*ppo, *ladder}) == len(ppo) + len(ladder) - shared
+
+
+def test_group_sizes_are_compared_with_bins_and_with_the_ridge_of_the_task() -> None:
+    groups = protocol.cells_of("groups", "Hopper-v5", (107,))
     assert len(groups) == len({*groups}) == 2 * len(protocol.GROUP_SIZES)
-    assert {*groups} & {*ppo} == {*ppo[-2:]}
+    chosen = {("time", 16), ("ridge-0.95", 4)}
+    assert {*groups} & {*protocol.cells_of("ppo", "Hopper-v5", (107,))} == {
+        cell for cell in groups if (cell.contender, cell.group_size) in chosen
+    }
 
 
-def test_gpg_waits_for_its_settings_and_ppo_does_not(
+def test_everyone_is_on_every_task_but_for_the_ladders_own() -> None:
+    for env in protocol.TASKS:
+        found = [cell.contender for cell in protocol.cells_of("ppo", env, (107,))]
+        assert len(found) == (5 if env in protocol.LADDER_TASKS else 4)
+        assert ("ppo-lambda-1" in found) == (env in protocol.LADDER_TASKS)
+
+
+def test_status_says_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(protocol.cells_of("tuning", "Ant-v5")) == 2 * len(protocol.CANDIDATES)
-    found = {
-        experiment: {cell.contender for cell in protocol.cells_of(experiment, "Hopper-v5")}
-        for experiment in ("ppo", "ladder", "groups")
-    }
-    assert found["ppo"] == {"rllib-ppo", "sb3-ppo", "ppo-lambda-1"}
-    assert found["ladder"] == {"rllib-ppo", "ppo-lambda-1"}
-    assert found["groups"] == set()
     monkeypatch.setattr("sys.argv", ["evidence", "status", "ppo", "--envs", "Ant-v5"])
     main()
-    text = capsys.readouterr().out
-    assert "0 of   15 done" in text
-    assert "Ant-v5: gpg-paper and gpg wait for `tuning`" in text
+    assert "0 of   20 done" in capsys.readouterr().out
 
 
-def test_what_tuning_chooses_is_the_best_of_all_candidates() -> None:
-    """The ridge with 8 episodes is ahead on one seed, with 4 on the mean of both."""
-    for one in protocol.cells_of("tuning", "Acrobot-v1"):
-        assert tuning.best("Acrobot-v1", tuning.RECOMMENDED) is None
-        returns = {4: (-90.0, -80.0), 8: (-70.0, -120.0)}.get(one.group_size, (-200.0, -300.0))
-        value = returns[one.seed] - (10.0 if one.contender == "ridge-0.95" else 0.0)
-        cells._run_one(one, outcome_of(lambda _, value=value: value))
-    assert tuning.best("Acrobot-v1", tuning.RECOMMENDED) == ("ridge-0.98", 4)
-    assert tuning.best("Acrobot-v1", tuning.PAPERS) == ("time", 4)
-    row = next(line for line in tuning.table().splitlines() if "Acrobot" in line)
-    assert row.endswith("| time, N 4 | ridge-0.98, N 4 |")
-
-
-@pytest.mark.parametrize("env", protocol.TASKS)
-def test_settings_are_those_that_tuning_has_chosen(
-    env: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of the runs that are committed."""
-    monkeypatch.setattr(cells, "RESULTS", RESULTS)
-    task = protocol.TASKS[env]
-    assert task.gpg in (None, tuning.best(env, tuning.RECOMMENDED))
-    assert task.gpg_paper in (None, tuning.best(env, tuning.PAPERS))
-
-
-def test_seeds_of_tuning_are_never_reported() -> None:
-    with pytest.raises(SystemExit, match="tuned on"):
-        protocol.cells_of("ppo", "Ant-v5", (1, 105))
+def test_seeds_that_settings_were_chosen_on_are_never_reported() -> None:
+    with pytest.raises(SystemExit, match="below 100"):
+        protocol.cells_of("ppo", "Ant-v5", (43, 105))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
-    ("contender", "group_size"), [("rllib-ppo", 0), ("sb3-ppo", 0), ("ridge-0.95", 2)]
+    ("contender", "group_size"),
+    [("rllib-ppo", 0), ("sb3-ppo", 0), ("ridge-0.95", 2), ("ridge-0.95-rollouts-64", 2)],
 )
 def test_a_run_of_the_evidence_ends_with_an_evaluation(contender: str, group_size: int) -> None:
     """PPO with its filter of observations, on fresh episodes of Pendulum, all 200 steps long."""
@@ -116,10 +99,8 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
     """GPG ends a little behind PPO, in half of the time: by then PPO has come half as far."""
     from benchmarks.evidence import ppo_page as report
 
-    chosen = {"gpg": ("ridge-0.98", 4), "gpg_paper": ("time", 8)}
-    task = dataclasses.replace(protocol.TASKS["Acrobot-v1"], **chosen)
-    monkeypatch.setattr(protocol, "TASKS", {"Acrobot-v1": task})
-    for module in (report, tuning, costs):
+    task = protocol.TASKS["Acrobot-v1"]
+    for module in (protocol, report, costs):
         monkeypatch.setattr(module, "TASKS", {"Acrobot-v1": task})
     monkeypatch.setattr(costs, "ALONE_TASKS", ("Acrobot-v1",))
     monkeypatch.setattr(protocol, "ALONE_TASKS", ("Acrobot-v1",))
@@ -189,9 +170,17 @@ def test_zero_is_the_untrained_policy_also_where_no_episode_of_ppo_has_ended() -
     ppo, gpg = result(0.0, 0, -90.0), result(-500.0, 4, -295.0)
     runs = {name: {"Acrobot-v1": [ppo] * 2} for name in protocol.CONTENDERS}
     runs[protocol.GPG] = {"Acrobot-v1": [gpg] * 2}
+    # It isn't everywhere, and isn't waited for.
+    runs[protocol.PPO_LAMBDA_1] = {}
     text = ppo_page.table_of_interquartile_means(runs)
     assert "| rllib-ppo | 1.00 (" in text
     assert "| gpg | 0.50 (" in text
+    assert "ppo-lambda-1" not in text
+    # 1 is the best one's mean, whoever it is.
+    runs[protocol.RLLIB_PPO] = {"Acrobot-v1": [result(0.0, 0, -500.0)] * 2}
+    text = ppo_page.table_of_interquartile_means(runs)
+    assert "| rllib-ppo | 0.00 (" in text
+    assert "| sb3-ppo | 1.00 (" in text
 
 
 @pytest.mark.slow
@@ -267,8 +256,7 @@ def test_signal_to_noise_of_a_known_distribution() -> None:
 
 
 def test_every_experiment_has_cells_and_none_twice() -> None:
-    untuned = {"ppo", "ladder", "groups"}
-    for experiment in set(EXPERIMENTS) - untuned:
+    for experiment in EXPERIMENTS:
         found = [cell for env in ENVS for cell in cells_of(experiment, env, None)]
         assert len(found) == len({cell.path for cell in found}) > 0
     table = [cell for env in ENVS for cell in cells_of("table1", env, None)]

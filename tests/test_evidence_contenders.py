@@ -12,6 +12,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 
 from benchmarks.cells import Cell
 from benchmarks.evidence import cleanrl, protocol, rllib_runs
+from benchmarks.evidence.published import ZOO
 
 
 class Ramp(gym.Env):
@@ -36,7 +37,9 @@ class Ramp(gym.Env):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_rllibs_ppo_begins_and_steps_as_cleanrls() -> None:
+def test_rllibs_ppo_begins_and_steps_as_cleanrls(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As everywhere with continuous actions, on a task that is built at once.
+    monkeypatch.setitem(protocol.TASKS, "Pendulum-v1", protocol.TASKS["Hopper-v5"])
     config = rllib_runs.config_of(Cell("x", "Pendulum-v1", protocol.RLLIB_PPO, 0, 1, 8192))
     config.training(num_epochs=1)
     algo = config.build_algo()
@@ -74,7 +77,7 @@ def test_rllibs_ppo_begins_and_steps_as_cleanrls() -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_ppo_is_evaluated_with_the_observations_statistics_of_its_training() -> None:
     """The same observation looks the same at any time in the evaluation."""
-    config = cleanrl.ppo_config(2, is_continuous=True).environment(Ramp)
+    config = cleanrl.ppo_config(2, is_continuous=True, scales_rewards=True).environment(Ramp)
     config.training(train_batch_size_per_learner=40, minibatch_size=40, num_epochs=1)
     algo = config.build_algo()
     try:
@@ -88,6 +91,25 @@ def test_ppo_is_evaluated_with_the_observations_statistics_of_its_training() -> 
     # 40 steps are whole episodes but for the last ones of 2 envs: mean and deviation near a ramp's.
     expected = (np.arange(10) - 4.5) / np.std(np.arange(10))
     np.testing.assert_allclose(seen[0], expected, atol=0.5)
+
+
+@pytest.mark.parametrize("env", ["LunarLander-v3", "Pendulum-v1"])
+def test_rllibs_ppo_has_the_zoos_settings_where_cleanrl_has_none(env: str) -> None:
+    """Of what the Zoo says: the rest are defaults of both libraries that are the same."""
+    config = rllib_runs.config_of(Cell("x", env, protocol.RLLIB_PPO, 0, 100, 8192))
+    zoo = ZOO[env]
+    assert config.train_batch_size_per_learner == zoo["n_envs"] * zoo["n_steps"]
+    assert config.minibatch_size == zoo.get("batch_size", 64)
+    assert (config.num_epochs, config.gamma) == (zoo["n_epochs"], zoo["gamma"])
+    assert (config.lambda_, config.lr) == (zoo["gae_lambda"], zoo.get("learning_rate", 3e-4))
+    assert config.entropy_coeff == zoo.get("ent_coef", 0.0)
+
+
+def test_gpg_learns_from_rollouts_where_episodes_never_end() -> None:
+    config = rllib_runs.config_of(Cell("x", "HalfCheetah-v5", protocol.ROLLOUTS, 8, 100, 8192))
+    assert (config.batch_mode, config.rollout_fragment_length) == ("truncate_episodes", 64)
+    assert (config.group_size, config.lambda_, config.bootstrap_truncated) == (8, 0.95, True)
+    assert config.lr == [[0, 3e-4], [8192, 0.0]]
 
 
 @pytest.mark.parametrize(("env", "width"), [("Walker2d-v5", 64), ("Hopper-v5", 256)])
@@ -122,7 +144,7 @@ def test_sb3_explores_in_evaluations_as_in_training() -> None:
 
 def test_evaluations_have_seeds_of_their_own() -> None:
     """No env of one run's evaluation has a seed of any run's training, or of another evaluation."""
-    seeds = [*protocol.TUNING_SEEDS, *protocol.SEEDS]
+    seeds = [*range(protocol.FIRST_SEED), *protocol.SEEDS]
     evaluations = [
         set(range(first, first + protocol.EVALUATION_EPISODES))
         for first in map(protocol.evaluation_seed, seeds)

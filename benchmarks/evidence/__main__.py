@@ -88,15 +88,6 @@ def main() -> None:
             run_all(some, run_cell, jobs, cells_per_process=1)
     else:
         print(status(cells))
-    _say_who_waits({*experiments} & {"ppo", "ladder", "groups", "alone"}, arguments.envs)
-
-
-def _say_who_waits(experiments: set[str], envs: list[str]) -> None:
-    for env in envs if experiments else ():
-        known = protocol.contenders_of(env) if env in protocol.TASKS else protocol.CONTENDERS
-        waiting = [name for name in protocol.CONTENDERS if name not in known]
-        if waiting:
-            print(f"{env}: {' and '.join(waiting)} wait for `tuning`")
 
 
 if __name__ == "__main__":

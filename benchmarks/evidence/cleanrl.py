@@ -67,7 +67,7 @@ class CleanRLLearner(PPOTorchLearner):
         )
 
 
-def ppo_config(num_envs: int, is_continuous: bool) -> PPOConfig:
+def ppo_config(num_envs: int, is_continuous: bool, scales_rewards: bool) -> PPOConfig:
     """RLlib's PPO, with what CleanRL's has and RLlib's defaults don't."""
     config = PPOConfig().env_runners(num_env_runners=0, num_envs_per_env_runner=num_envs)
     config.rl_module(
@@ -96,4 +96,4 @@ def ppo_config(num_envs: int, is_continuous: bool) -> PPOConfig:
     )
     if is_continuous:
         config.env_runners(env_to_module_connector=lambda *_, **__: MeanStdFilter())
-    return config.callbacks([EndedEpisodes, *([ScaleRewards] if is_continuous else [])])
+    return config.callbacks([EndedEpisodes, *([ScaleRewards] if scales_rewards else [])])

@@ -42,9 +42,9 @@ def config_of(cell: Cell) -> AlgorithmConfig:
 
 
 def _ppo_config(cell: Cell, task: PaperTask) -> AlgorithmConfig:
-    config = ppo_config(cell.group_size, task.is_continuous)
-    config.training(**task.ppo(cell.group_size), lambda_=0.95, gamma=task.gamma)
-    return config.training(lr=rllib_runs.falling(config.lr, cell))
+    config = ppo_config(cell.group_size, task.is_continuous, scales_rewards=task.is_continuous)
+    settings = {**task.ppo(cell.group_size), "gamma": task.gamma}
+    return config.training(**settings | {"lr": rllib_runs.schedule(settings["lr"], cell)})
 
 
 def _gpg_config(cell: Cell, task: PaperTask) -> GPGConfig:

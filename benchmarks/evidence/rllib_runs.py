@@ -15,8 +15,8 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from benchmarks.cells import Cell
 from benchmarks.evidence.cleanrl import HIDDENS, ppo_config
 from benchmarks.evidence.protocol import (
-    ADVANTAGES,
     EVALUATION_EPISODES,
+    GPG_SETTINGS,
     PPO_LAMBDA_1,
     TASKS,
     evaluation_seed,
@@ -53,19 +53,24 @@ def config_of(cell: Cell) -> AlgorithmConfig:
     """The config of a contender of the protocol."""
     task = TASKS[cell.env]
     config: AlgorithmConfig
-    if cell.contender in ADVANTAGES:
+    if cell.contender in GPG_SETTINGS:
         config = gpg_config(cell.group_size, task.is_continuous)
-        config.training(**task.update, **ADVANTAGES[cell.contender])
+        settings = {"gamma": task.gamma, **task.update, **GPG_SETTINGS[cell.contender]}
+        length = settings.pop("rollout_fragment_length", None)
+        if length:
+            config.env_runners(batch_mode="truncate_episodes", rollout_fragment_length=length)
     else:
-        config = ppo_config(8, task.is_continuous)
-        config.training(**task.ppo, lambda_=1.0 if cell.contender == PPO_LAMBDA_1 else 0.95)
+        config = ppo_config(8, task.is_continuous, task.scales_rewards)
+        settings = {**task.ppo, **({"lambda_": 1.0} if cell.contender == PPO_LAMBDA_1 else {})}
     config.environment(cell.env)
-    return config.training(lr=falling(config.lr, cell), gamma=task.gamma)
+    return config.training(**settings | {"lr": schedule(settings["lr"], cell)})
 
 
-def falling(lr: float, cell: Cell) -> list[list[float]]:
-    """A learning rate that falls to 0 over the run."""
-    return [[0, lr], [cell.num_env_steps, 0.0]]
+def schedule(lr: float | str, cell: Cell) -> float | list[list[float]]:
+    """A learning rate as RLlib takes it; `lin_0.001` falls from 0.001 to 0 over the run."""
+    if isinstance(lr, float):
+        return lr
+    return [[0, float(lr.removeprefix("lin_"))], [cell.num_env_steps, 0.0]]
 
 
 def gpg_config(group_size: int, is_continuous: bool) -> GPGConfig:

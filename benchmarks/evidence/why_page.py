@@ -11,10 +11,9 @@ from benchmarks.evidence.protocol import (
     ADVANTAGES,
     GROUP_SIZES,
     GROUPS_TASKS,
-    LADDER,
     LADDER_TASKS,
     cells_of,
-    contenders_of,
+    ladder_of,
     seeds_of,
 )
 from benchmarks.evidence.tables import Result, curve_against, final, markdown
@@ -44,11 +43,17 @@ def write() -> None:
 def table_of_the_ladder() -> str:
     """A row per rung, a column per task."""
     found = {env: _results("ladder", env) for env in LADDER_TASKS}
-    # The last rung is GPG as recommended, whose settings each task names differently.
-    names = {env: {name: pair[0] for name, pair in contenders_of(env).items()} for env in found}
+    rungs = {env: ladder_of(env) for env in LADDER_TASKS}
+    every = dict.fromkeys(rung for of_task in rungs.values() for rung in of_task)
     rows = [
-        [rung, *(final(found[env].get(names[env].get(rung, rung), [])) for env in LADDER_TASKS)]
-        for rung in LADDER
+        [
+            rung,
+            *(
+                final(found[env].get(rungs[env][rung][0], [])) if rung in rungs[env] else ""
+                for env in LADDER_TASKS
+            ),
+        ]
+        for rung in every
     ]
     return markdown(["rung", *LADDER_TASKS], rows)
 
