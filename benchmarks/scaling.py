@@ -3,10 +3,10 @@
 The envs wait instead of computing, as if the simulator were elsewhere, so that many env runners
 fit on a small machine. Run with 2 cores and 12 GB of memory::
 
-    python -m benchmarks.scaling                 # all five tables
+    python -m benchmarks.scaling                 # all tables
     python -m benchmarks.scaling --only weak     # one of them
 
-Nothing is learned; the first three tables are about `rllib_gpg.sampling.group.gather`:
+The first three tables are about `rllib_gpg.sampling.group.gather`:
 
 - weak: one env per runner, 10 ms a step, 100 steps an episode, and as many episodes per runner
   whatever the number of runners. Efficiency is the time of one runner over the time of n. Driver
@@ -27,6 +27,9 @@ Nothing is learned; the first three tables are about `rllib_gpg.sampling.group.g
   and opened, where it is read.
 - driver: 100, 400 and 1,000 stand-ins for env runners, whose answers come due on a clock, and what
   Ray costs; see benchmarks/driver.py.
+- ahead: what an iteration takes with `sample_ahead`, of which sampling and update are known; see
+  benchmarks/iteration.py. Here, and only here and in the last one, something is learned.
+- learners: what an update takes with one and with two remote learners.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ import ray
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 
 from benchmarks.driver import EPISODES_PER_SHARE, driver_table, real_actors
+from benchmarks.iteration import ahead_table, learners_table
 from benchmarks.waiting_envs import EPISODE_STEPS, WaitingEnv, slow_down_first
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling.group import cut_into_shares, gather
@@ -53,6 +57,7 @@ from rllib_gpg.sampling.packing import Episodes, PackedEpisodes, pack
 
 SEED = 0
 STEP_S = 0.01
+TABLES = ("weak", "shares", "slow", "results", "driver", "ahead", "learners")
 
 
 @dataclass(frozen=True)
@@ -304,7 +309,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=("weak", "shares", "slow", "results", "driver"))
+    parser.add_argument("--only", choices=TABLES)
     parser.add_argument("--env-runners", type=int, nargs="+", default=[1, 2, 4, 8, 16, 24])
     parser.add_argument("--episodes-per-runner", type=int, default=3)
     parser.add_argument("--repetitions", type=int, default=2, help="of the first table")
@@ -317,6 +322,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--share-seconds", type=float, default=2.0, help="of stand-ins")
     parser.add_argument("--rounds", type=int, default=5, help="shares per stand-in")
     parser.add_argument("--real-actors", type=int, default=4)
+    parser.add_argument("--ahead-epochs", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--iterations", type=int, default=5, help="of the last two tables")
     return parser.parse_args()
 
 
@@ -344,6 +351,10 @@ def main() -> None:
         )
         real_actors(config, args.real_actors, num_shares=400)
         driver_table(config, args.stand_ins, args.share_seconds, args.rounds)
+    if args.only in (None, "ahead"):
+        ahead_table(base_config(4), args.ahead_epochs, STEP_S / 5, args.iterations)
+    if args.only in (None, "learners"):
+        learners_table(base_config(0), [[64, 64], [512, 512]], args.iterations)
 
 
 if __name__ == "__main__":

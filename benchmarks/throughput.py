@@ -30,6 +30,9 @@ Where episodes differ in length, the group has 8 times as many episodes as there
 whose episode is over begins the next, and only at the end of the group do envs wait for the
 longest. With as many episodes as envs they wait most of the time: compare `--group-size`.
 
+Rows that end in `-runners-2` have two remote env runners with so many envs each and a learner in a
+process of its own, GPG's and RLlib's PPO alike; GPG also with `sample_ahead=1`.
+
 Each contender has a process of its own. All take turns (GPG, bare loop, ridge, RLlib, SB3, GPG,
 ..); the figures are medians over the turns. Sampling is the time within `EnvRunner.sample` and
 `collect_rollouts`, update all the rest: advantages, epochs, weights to the env runner, metrics.
@@ -43,6 +46,7 @@ import argparse
 import contextlib
 import multiprocessing
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -91,6 +95,9 @@ class Row:
         targets: What the ratios should be at least: to RLlib's PPO and to SB3's end to end, and to
             the bare loop in sampling. None: only simulated steps are counted.
         episodes_per_share: GPG's setting; None: its default.
+        num_env_runners: Remote ones, each with so many envs, and then the learner is in a process
+            of its own as well; 0: everything is in one process. What is compared is how fast
+            iterations are; the target is the first.
     """
 
     env: str
@@ -100,14 +107,16 @@ class Row:
     iterations: int
     vectorize: str = "sync"
     envpool_threads: int = 0
-    targets: tuple[float, float, float] | None = None
+    targets: tuple[float, ...] | None = None
     episodes_per_share: int | None = None
+    num_env_runners: int = 0
 
     def __str__(self) -> str:
         """Names the row in tables."""
         simulator = "EnvPool" if self.envpool_threads else "gymnasium"
         simulator = "native" if self.vectorize == "vector_entry_point" else simulator
-        return f"{self.env}, {self.num_envs} envs, {simulator}"
+        runners = f", {self.num_env_runners} env runners" if self.num_env_runners else ""
+        return f"{self.env}, {self.num_envs} envs, {simulator}{runners}"
 
     @property
     def is_continuous(self) -> bool:
@@ -138,6 +147,12 @@ ROWS = {
     ),
     "lunarlander-32": Row("LunarLander-v3", 32, 32, 300, 1),
     "lunarlander-32-envpool": Row("LunarLander-v3", 32, 32, 300, 1, envpool_threads=2),
+    "cartpole-32-runners-2": Row(
+        "CartPole-v1", 32, 512, 200, 1, NATIVE, targets=(5.0,), num_env_runners=2
+    ),
+    "halfcheetah-16-runners-2": Row(
+        "HalfCheetah-v5", 16, 32, 0, 1, targets=(3.0,), num_env_runners=2
+    ),
 }
 
 
@@ -224,18 +239,22 @@ class RLlib:
             policy: The weights of the policy; an empty list leaves the first ones.
             batch_size: Env steps per iteration.
         """
-        start_ray()
+        start_ray(1 + row.num_env_runners)
         self._algo: Algorithm = self._config(row, batch_size).build_algo()
-        runner = self._algo.env_runner
         if policy:
             learners = self._algo.learner_group
             learners.foreach_learner(
                 lambda learner: load(learner.module[DEFAULT_MODULE_ID], policy)
             )
+        self._look_at_sampling(policy)
+        self._memory_before = resident_megabytes()
+
+    def _look_at_sampling(self, policy: Policy) -> None:
+        runner = self._algo.env_runner
+        if policy:
             load(runner.module, policy)
         runner.sample = self._sampling = Clock(runner.sample)
         self._counter = StepCounter(runner.env.unwrapped)
-        self._memory_before = resident_megabytes()
 
     def _config(self, row: Row, batch_size: int) -> AlgorithmConfig:
         config = PPOConfig().training(
@@ -313,6 +332,35 @@ class RidgeGPG(GPG):
         return gpg_config(row).training(baseline="ridge", lambda_=0.95)
 
 
+class RemoteRLlib(RLlib):
+    """RLlib's PPO with remote env runners, which have the policy after the first iteration."""
+
+    def _look_at_sampling(self, policy: Policy) -> None:
+        """Sampling is elsewhere: all of an iteration counts as its update."""
+
+    def turn(self, iterations: int) -> Turn:
+        """Trains for some iterations."""
+        steps, start = self._num_env_steps(), time.perf_counter()
+        for _ in range(iterations):
+            self._algo.train()
+        seconds = time.perf_counter() - start
+        return Turn(self._num_env_steps() - steps, seconds, sampling_seconds=0.0)
+
+
+class RemoteGPG(RemoteRLlib):
+    """The same of GPG."""
+
+    def _config(self, row: Row, batch_size: int) -> AlgorithmConfig:
+        return gpg_config(row)
+
+
+class RemoteGPGAhead(RemoteRLlib):
+    """GPG that samples while it learns."""
+
+    def _config(self, row: Row, batch_size: int) -> AlgorithmConfig:
+        return gpg_config(row).training(sample_ahead=1)
+
+
 class StableBaselines3:
     """Stable-Baselines3's PPO."""
 
@@ -367,7 +415,10 @@ def gpg_config(row: Row, lr: float = 0.0) -> GPGConfig:
 def common_config(config: AlgorithmConfig, row: Row, **model_config: Any) -> Any:
     """Sets what GPG and RLlib's PPO have in common."""
     return (
-        config.env_runners(num_env_runners=0, num_envs_per_env_runner=row.num_envs)
+        config.env_runners(
+            num_env_runners=row.num_env_runners, num_envs_per_env_runner=row.num_envs
+        )
+        .learners(num_learners=1 if row.num_env_runners else 0)
         .training(lr=0.0, num_epochs=EPOCHS)
         .rl_module(
             model_config={
@@ -398,10 +449,14 @@ def load(module: torch.nn.Module, policy: Policy) -> None:
             parameter.copy_(torch.from_numpy(value))
 
 
-def start_ray() -> None:
+def start_ray(num_cpus: int) -> None:
     """Starts a small Ray of this process's own."""
     ray.init(
-        "local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error"
+        "local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
     )
 
 
@@ -456,6 +511,8 @@ _contender: Contender
 def _build(contender: type[Contender], *args: Any) -> None:
     global _contender
     torch.set_num_threads(1)
+    # Ray's workers can't import a script.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with contextlib.suppress(ImportError):
         # One warning per HalfCheetah, about a file of gymnasium's.
         import mujoco
@@ -485,13 +542,18 @@ def train_policy(row: Row, known: dict[tuple[str, int], tuple[Policy, float]]) -
     """Returns a row's policy and the mean length of its episodes, from `known` if it is there."""
     key = row.env, row.episode_length
     if key not in known:
-        with processes([TrainingGPG], row, [], 0) as [trainer]:
+        with processes([TrainingGPG], replace(row, num_env_runners=0), [], 0) as [trainer]:
             known[key] = trainer.call("train_to_length", row.episode_length)
     return known[key]
 
 
 OWN: dict[str, type[Contender]] = {"GPG": GPG, "ridge": RidgeGPG}
 PEERS: dict[str, type[Contender]] = {"RLlib": RLlib, "SB3": StableBaselines3}
+REMOTE: dict[str, type[Contender]] = {
+    "GPG": RemoteGPG,
+    "GPG ahead": RemoteGPGAhead,
+    "RLlib": RemoteRLlib,
+}
 
 
 def measure(
@@ -510,7 +572,7 @@ def measure(
             for name, process in zip(contenders, started, strict=True):
                 turn = process.call("turn", row.iterations)
                 turns[name].append(turn)
-                if name == "GPG":
+                if name == "GPG" and not row.num_env_runners:
                     turns["bare loop"].append(process.call("bare_loop", turn.num_simulated))
         memory = {
             name: process.call("memory") for name, process in zip(contenders, started, strict=True)
@@ -582,6 +644,20 @@ def print_simulated(row: Row, policy: Policy, repetitions: int) -> None:
     )
 
 
+def print_remote(
+    row: Row, policy: Policy, batch_size: int, repetitions: int, *, peers: bool
+) -> None:
+    """Prints how fast iterations are with remote env runners and a remote learner."""
+    contenders = {name: kind for name, kind in REMOTE.items() if peers or kind is not RemoteRLlib}
+    turns, _ = measure(row, policy, batch_size, repetitions, contenders)
+    speeds = {name: per_second(turns[name], "num_steps", "seconds") for name in contenders}
+    for name, speed in speeds.items():
+        print(f"{name:<12}{speed:>10,.0f} steps/s")
+    if peers and row.targets is not None:
+        ratio = speeds["GPG"] / speeds["RLlib"]
+        print(f"GPG / RLlib's PPO: {ratio:.2f} (to reach: >= {row.targets[0]:g})", flush=True)
+
+
 def print_summary(reached: dict[str, tuple[float, ...]]) -> None:
     """Prints all ratios, each beside what is to be reached."""
     print(f"\n{'reached (to reach)':<34}" + "".join(f"{name:>20}" for name in RATIOS))
@@ -636,6 +712,10 @@ def main() -> None:
             f"batches of {batch_size:,}",
             flush=True,
         )
+        if row.num_env_runners:
+            peers = not args.without_peers
+            print_remote(row, policy, batch_size, args.repetitions, peers=peers)
+            continue
         if row.targets is None:
             print_simulated(row, policy, args.repetitions)
             continue

@@ -96,7 +96,15 @@ NUMBERS: dict[str, Callable[[random.Random], Any]] = {
     "kl_target": lambda rng: 10.0 ** rng.uniform(-4.0, -1.0),
     "binning": lambda rng: SpatialTimeBinning(epsilon=10.0 ** rng.uniform(-2.0, 2.0)),
 }
-PLACES = ["plain", "rollouts", "recurrent", "normalized", "two policies", "one policy of two"]
+PLACES = [
+    "plain",
+    "ahead",
+    "rollouts",
+    "recurrent",
+    "normalized",
+    "two policies",
+    "one policy of two",
+]
 
 
 def config_for(place: str, training: dict[str, Any]) -> GPGConfig:
@@ -110,6 +118,8 @@ def config_for(place: str, training: dict[str, Any]) -> GPGConfig:
             policies={"0"} if one else {"0", "1"},
             policy_mapping_fn=lambda agent, episode, **_: "0" if one else str(agent),
         )
+    if place == "ahead":
+        config.env_runners(num_env_runners=2).training(sample_ahead=1)
     if place == "rollouts":
         config.env_runners(
             num_envs_per_env_runner=8,

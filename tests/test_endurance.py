@@ -49,12 +49,13 @@ def left_behind() -> dict[str, int]:
     }
 
 
-def test_a_thousand_iterations_with_kills_leave_nothing_behind() -> None:
+@pytest.mark.parametrize("sample_ahead", [0, 1])
+def test_a_thousand_iterations_with_kills_leave_nothing_behind(sample_ahead: int) -> None:
     """Memory grows by 5 % at most after the first hundred; the actors of the end are those of the
     beginning, and when the algorithm has stopped there are none."""
     before = left_behind()
     rng = random.Random(0)
-    config = small_config(Identity, num_epochs=1, lr=0.003)
+    config = small_config(Identity, num_epochs=1, lr=0.003, sample_ahead=sample_ahead)
     config.env_runners(num_env_runners=2, episodes_per_share=2).learners(num_learners=1)
     killed, sizes, left = set(), {}, {}
     with built(config) as algo:

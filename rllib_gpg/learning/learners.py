@@ -24,7 +24,8 @@ def update_learners(
 
     Args:
         learner_group: The learners.
-        shards: The one of a local learner, or references to those of remote ones, in their order.
+        shards: The one of a local learner, or references to those of remote ones, in their order;
+            None if it is the one that the learner keeps.
         **settings: What `UpdateLoop.update` takes.
 
     Raises:
@@ -37,11 +38,15 @@ def update_learners(
     learners = list(learner_group._worker_manager.actors().values())
     # RLlib's `LearnerGroup.update` asks for all results before it looks at any.
     requests = {
-        learner.update.remote(training_data=TrainingData(batch_refs=[shard]), **settings): learner
+        learner.update.remote(**_data(shard), **settings): learner
         for learner, shard in zip(learners, shards, strict=True)
     }
     _wait_for(requests)
     return ray.get(list(requests))
+
+
+def _data(shard: ray.ObjectRef | None) -> dict[str, Any]:
+    return {"kept": True} if shard is None else {"training_data": TrainingData(batch_refs=[shard])}
 
 
 def _wait_for(requests: dict[Any, ActorHandle]) -> None:

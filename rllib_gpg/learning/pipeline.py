@@ -56,9 +56,10 @@ class PreparedGroup:
 
     Attributes:
         shards: One batch per learner; of remote learners, a reference to it in Ray's object store.
-            Empty if no module is to be trained.
-        order: In which order a learner in this process goes through the rows at first: dealing
-            them out to itself would copy all of them. None: shards are in order.
+            Of a single remote learner None: it has made the batch, and keeps it where it is, as it
+            would have to come back to its device. Empty if no module is to be trained.
+        order: In which order a single learner goes through the rows at first: dealing them out to
+            itself would copy all of them. None: shards are in order.
         plan: How the learners go through their shards.
         seed: The seed of what is random in the update.
         moments: The moments of the group's observations, for each module that normalises these.
@@ -158,6 +159,7 @@ def _prepare(
     generator: np.random.Generator,
 ) -> PreparedGroup:
     config = learner.config
+    learner.kept_batch = None
     metrics = MetricsLogger(root=False, stats_cls_lookup=config.stats_cls_lookup)
     # Pieces may draw from global generators, whose state is in no checkpoint.
     (source,) = generator.spawn(1)
@@ -166,14 +168,14 @@ def _prepare(
     group = select_modules(group, policies_to_train)
     shards: list[MultiAgentBatch] = []
     order = None
-    if group and config.num_learners > 0:
+    if group and config.num_learners > 1:
         group = {module_id: _on_cpu(columns) for module_id, columns in group.items()}
         shards = shard(group, config.num_learners, generator)
     elif group:
         shards = [multi_agent_batch(group)]
         (order,) = deal(group, 1, generator)
     return PreparedGroup(
-        shards=[ray.put(batch) for batch in shards] if config.num_learners > 0 else shards,
+        shards=_for_learners(learner, shards),
         order=order,
         plan=plan_minibatches(
             shards,
@@ -190,6 +192,16 @@ def _prepare(
         metrics=metrics.reduce(),
         reports=shared_data.get(REPORTS, {}),
     )
+
+
+def _for_learners(learner: Learner, shards: list[MultiAgentBatch]) -> list[Any]:
+    """Returns how the shards get to the learners; see `PreparedGroup`."""
+    if learner.config.num_learners == 0:
+        return shards
+    if learner.config.num_learners > 1:
+        return [ray.put(batch) for batch in shards]
+    learner.kept_batch = next(iter(shards), None)
+    return [None for _ in shards]
 
 
 def _make_writable(episodes: list[EpisodeType]) -> None:

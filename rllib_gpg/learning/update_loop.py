@@ -49,6 +49,8 @@ class UpdateLoop(TorchLearner):
         """Builds what RLlib builds."""
         # For statistics: those of the earlier epochs are of a policy on its way.
         self.in_last_epoch = True
+        # What this learner has made of the group itself, to go through next.
+        self.kept_batch: MultiAgentBatch | None = None
         # Those of the last minibatch, by the key of their metric.
         self._gradient_norms: dict[tuple[ModuleID, str], Tensor] = {}
         super().build()
@@ -72,6 +74,7 @@ class UpdateLoop(TorchLearner):
         self,
         batch: MultiAgentBatch | None = None,
         *,
+        kept: bool = False,
         training_data: TrainingData | None = None,
         timesteps: dict[str, Any] | None = None,
         num_total_minibatches: int = 0,
@@ -86,6 +89,7 @@ class UpdateLoop(TorchLearner):
 
         Args:
             batch: The batch, or instead of it:
+            kept: Whether it is the `kept_batch`, which is given up; or
             training_data: What RLlib's `LearnerGroup` sends.
             timesteps: How far schedules are to move on, for the hooks.
             num_total_minibatches: Over all epochs; 0: as many as epochs take.
@@ -98,6 +102,8 @@ class UpdateLoop(TorchLearner):
         """
         self._check_is_built()
         self.before_gradient_based_update(timesteps=timesteps or {})
+        if kept:
+            batch, self.kept_batch = self.kept_batch, None
         whole = self._whole_batch(training_data, batch, kwargs)
         self._weights_seq_no += 1
         self._compute_off_policyness(whole.policy_batches)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tree
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from rllib_gpg import GPGConfig, presets
@@ -155,6 +156,25 @@ def held(learner: GPGTorchLearner) -> Any:
 
 
 @pytest.mark.slow
+def test_a_single_remote_learner_keeps_its_batch_and_learns_as_a_local_one() -> None:
+    """It doesn't leave the device of the learner that has made it."""
+    weights = []
+    for num_learners in (0, 1):
+        config = uneven(num_minibatches=3, num_epochs=2).learners(num_learners=num_learners)
+        with guarded(config) as algo:
+            algo.train()
+            weights.append(algo.learner_group.get_weights())
+            assert each_learner(algo, lambda learner: learner.kept_batch) == [None]
+            group = algo._estimate_advantages(algo._sample_group(algo._policy.weights))
+            kept = each_learner(algo, lambda learner: learner.kept_batch is not None)
+            assert ([shard is None for shard in group.shards], kept) == ([num_learners == 1],) * 2
+            # Another group takes its place.
+            algo.train()
+            assert each_learner(algo, lambda learner: learner.kept_batch) == [None]
+    for local, remote in zip(*map(tree.flatten, weights), strict=True):
+        np.testing.assert_allclose(local, remote, rtol=0, atol=1e-6)
+
+
 def test_the_kl_coefficient_is_the_same_on_all_learners(run_of_two: Any) -> None:
     for results, ((one, *_), (other, *_)) in run_of_two:
         assert one == other == results["curr_kl_coeff"]
