@@ -65,6 +65,15 @@ def line_of(
     return Lines({}).of({**result, "learners": {"default_policy": group or {}}})
 
 
+def test_of_rollouts_it_is_whole_episodes_that_are_shown() -> None:
+    """A piece has earned next to nothing."""
+    group = {f"group_return_{name}": 5.0 for name in ("mean", "p10", "p90")}
+    rollouts = {"batch_mode": "truncate_episodes"}
+    line = line_of({"episode_return_mean": 200.0}, group, config=rollouts)
+    assert "return    200.0 |" in line
+    assert "return    5.000 (" in line_of({}, group, config={"batch_mode": "complete_episodes"})
+
+
 def test_small_returns_have_more_decimals() -> None:
     def line(mean: float, p10: float, p90: float) -> str:
         returns = {"group_return_mean": mean, "group_return_p10": p10, "group_return_p90": p90}
@@ -76,7 +85,8 @@ def test_small_returns_have_more_decimals() -> None:
     assert "return    0.047 |" in line_of({"episode_return_mean": 0.046875})
     assert "return     12.0 |" in line_of({"episode_return_mean": 12.0})
     # Until an episode has ended.
-    assert "return      nan |" in line_of({})
+    assert "return        - |" in line_of({})
+    assert "return        - |" in line_of({"episode_return_mean": float("nan")})
 
 
 def test_what_learns_from_recordings_has_no_returns() -> None:

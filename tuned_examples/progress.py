@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 from collections import defaultdict
 from pathlib import Path
@@ -79,7 +80,9 @@ def run_example(
     )
 
 
-# Per module: env steps so far, and of the group's returns the mean and the quantiles of the band.
+# Per module: env steps so far, and of the group's returns the mean and the quantiles of the band;
+# of rollouts, under this name, those of the episodes that have ended, and the least and greatest.
+_ENDED = "ended"
 Curves = dict[str, list[tuple[int, float, float, float]]]
 
 
@@ -115,34 +118,39 @@ class Summary(ProgressCallback):
     ) -> None:
         """Prints the trial's iteration, and keeps what is to be drawn of it."""
         super().on_trial_result(iteration, trials, trial, result, **info)
-        env_steps = int(result["env_runners"]["num_env_steps_sampled_lifetime"])
-        for module_id, group in groups_of(result):
+        sampled, curves = result["env_runners"], self._curves[trial.trial_id]
+        env_steps, groups = int(sampled["num_env_steps_sampled_lifetime"]), [*groups_of(result)]
+        for module_id, group in groups:
             band = (group["group_return_p10"], group["group_return_p90"])
-            self._curves[trial.trial_id][module_id].append(
-                (env_steps, group["group_return_mean"], *band)
-            )
+            curves[module_id].append((env_steps, group["group_return_mean"], *band))
+        # Of rollouts, what the episodes had that have ended.
+        mean = sampled.get("episode_return_mean", math.nan)
+        if not groups and not math.isnan(mean):
+            band = (sampled["episode_return_min"], sampled["episode_return_max"])
+            curves[_ENDED].append((env_steps, mean, *band))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Prints the summary and draws the learning curves of every trial."""
         signal.signal(signal.SIGINT, self._before)
         for trial in trials:
-            curves = self._curves.get(trial.trial_id)
-            if not curves:
+            result, curves = trial.last_result, self._curves.get(trial.trial_id)
+            if "env_runners" not in result:
                 continue
-            result = trial.last_result
             env_steps = int(result["env_runners"]["num_env_steps_sampled_lifetime"])
             print(
                 f"\n{trial}: {result['training_iteration']} iterations, {env_steps:,d} env "
                 f"steps, {result['time_total_s']:.1f} s of training"
             )
-            for module_id, curve in curves.items():
+            for module_id, curve in (curves or {}).items():
                 returns = [mean for _, mean, *_ in curve]
+                whose = "episodes that ended" if module_id == _ENDED else "a group"
                 name = f" of {module_id}" if len(curves) > 1 else ""
                 print(
-                    f"  mean return of a group{name}: last {returns[-1]:.1f}, "
+                    f"  mean return of {whose}{name}: last {returns[-1]:.1f}, "
                     f"best {max(returns):.1f}"
                 )
-            print(f"  learning curve: {self._draw(trial, curves)}")
+            if curves:
+                print(f"  learning curve: {self._draw(trial, curves)}")
             if trial.checkpoint:
                 path = trial.checkpoint.path
                 print(f"  checkpoint: {path}\n  to go on: GPG.from_checkpoint({path!r}).train()")
@@ -152,10 +160,11 @@ class Summary(ProgressCallback):
         for module_id, curve in curves.items():
             env_steps, means, lows, highs = zip(*curve, strict=True)
             name = f", {module_id}" if len(curves) > 1 else ""
-            axes.fill_between(
-                env_steps, lows, highs, alpha=0.2, label=f"80 % of its episodes{name}"
-            )
-            axes.plot(env_steps, means, label=f"mean return of the group{name}")
+            band, line = "80 % of its episodes", "mean return of the group"
+            if module_id == _ENDED:
+                band, line = "least to greatest", "mean return of the episodes that ended"
+            axes.fill_between(env_steps, lows, highs, alpha=0.2, label=f"{band}{name}")
+            axes.plot(env_steps, means, label=f"{line}{name}")
         if len(curves) == 1:
             axes.axhline(self._target, color="gray", linestyle="--", linewidth=1, label="target")
         env = trial.config["env"]

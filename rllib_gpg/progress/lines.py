@@ -57,9 +57,9 @@ def _returns(result: Mapping[str, Any]) -> str:
         return f"return {next(iter(found.values()))}"
     if "env_runners" not in result:
         return ""  # learns from recordings
-    # Missing as long as no episode has ended.
+    # Missing as long as no episode has ended; of rollouts, nan where none has.
     mean = result["env_runners"].get("episode_return_mean", math.nan)
-    return f"return {mean:8.{_decimals(mean)}f}"
+    return f"return {'-':>8}" if math.isnan(mean) else f"return {mean:8.{_decimals(mean)}f}"
 
 
 def _mean_and_spread(group: Mapping[str, Any]) -> str:
@@ -74,7 +74,12 @@ def _decimals(*returns: float) -> int:
 
 
 def groups_of(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields the ids and the metrics of all modules that have learned from a group."""
+    """Yields the ids and the metrics of all modules that have learned from a group of episodes.
+
+    None for rollouts: what a piece of an episode has earned says little.
+    """
+    if result.get("config", {}).get("batch_mode") == "truncate_episodes":
+        return
     for module_id, metrics in sorted(result.get("learners", {}).items()):
         if "group_return_mean" in metrics:
             yield module_id, metrics
