@@ -69,10 +69,14 @@ def learners_table(config: GPGConfig, hiddens: list[list[int]], iterations: int)
         hiddens: The hidden layers of the networks, one row each.
         iterations: How many are measured.
     """
-    print("\nTwo learners: seconds of an update, each learner on one thread")
+    print(
+        f"\nTwo learners: seconds of an update on {2 * EPISODES} episodes of 100 steps in the mean, "
+        "each learner on one thread"
+    )
     print(f"{'network':>12}{'one':>8}{'two':>8}{'times as fast':>15}")
     for layers in hiddens:
-        own = _waiting(config, 0.0).rl_module(model_config={"fcnet_hiddens": layers})
+        own = _waiting(config, 0.0).training(group_size=2 * EPISODES)
+        own.rl_module(model_config={"fcnet_hiddens": layers})
         one, two = (
             measure(own.copy(copy_frozen=False).learners(num_learners=n), iterations)
             for n in (1, 2)

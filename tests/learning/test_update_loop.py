@@ -102,6 +102,25 @@ def test_an_order_is_that_of_a_batch_whose_rows_were_taken_in_it() -> None:
     assert runs[0] == runs[1]
 
 
+@pytest.mark.parametrize("make", [of_steps, of_sequences])
+def test_infos_stay_with_their_rows_when_these_are_shuffled(make: Any) -> None:
+    """They are a list without padding, which RLlib's own shuffle leaves as it is."""
+    columns = dict(make(9))
+    lengths = columns.get(Columns.SEQ_LENS, torch.ones(9, dtype=torch.int64)).tolist()
+    of_steps_by_row = [row for row, length in enumerate(lengths) for _ in range(length)]
+    columns[Columns.INFOS] = [{"row": row} for row in of_steps_by_row]
+    columns["row"] = torch.arange(9)
+    batch = multi_agent_batch({"a": columns})
+    minibatches = Minibatches(batch, size=6, num_epochs=3, num_total=0, shuffle=True)
+    orders = set()
+    for minibatch in minibatches:
+        rows = minibatch["a"]["row"].tolist()
+        orders.add(tuple(rows))
+        infos = [info["row"] for info in minibatch["a"][Columns.INFOS]]
+        assert infos == [row for row in rows for _ in range(lengths[row])]
+    assert len(orders) == minibatches.count > 3
+
+
 def test_the_last_epoch_is_known() -> None:
     batch = MultiAgentBatch({"a": of_steps(10)}, env_steps=10)
     minibatches = Minibatches(batch, size=4, num_epochs=3, num_total=9, shuffle=True)
