@@ -70,8 +70,8 @@ def learners_table(config: GPGConfig, hiddens: list[list[int]], iterations: int)
         iterations: How many are measured.
     """
     print(
-        f"\nTwo learners: seconds of an update on {2 * EPISODES} episodes of 100 steps in the mean, "
-        "each learner on one thread"
+        f"\nTwo learners: seconds of an update on {2 * EPISODES} episodes of 100 steps, "
+        "in the mean, each learner on one thread"
     )
     print(f"{'network':>12}{'one':>8}{'two':>8}{'times as fast':>15}")
     for layers in hiddens:
