@@ -31,7 +31,7 @@ whose episode is over begins the next, and only at the end of the group do envs 
 longest. With as many episodes as envs they wait most of the time: compare `--group-size`.
 
 Rows that end in `-runners-2` have two remote env runners with so many envs each and a learner in a
-process of its own, GPG's and RLlib's PPO alike; GPG also with `sample_ahead=1`.
+process of its own, GPG's and RLlib's PPO alike; then GPG with `sample_ahead=1`, alone.
 
 Each contender has a process of its own. All take turns (GPG, bare loop, ridge, RLlib, SB3, GPG,
 ..); the figures are medians over the turns. Sampling is the time within `EnvRunner.sample` and
@@ -551,7 +551,6 @@ OWN: dict[str, type[Contender]] = {"GPG": GPG, "ridge": RidgeGPG}
 PEERS: dict[str, type[Contender]] = {"RLlib": RLlib, "SB3": StableBaselines3}
 REMOTE: dict[str, type[Contender]] = {
     "GPG": RemoteGPG,
-    "GPG ahead": RemoteGPGAhead,
     "RLlib": RemoteRLlib,
 }
 
@@ -650,7 +649,12 @@ def print_remote(
     """Prints how fast iterations are with remote env runners and a remote learner."""
     contenders = {name: kind for name, kind in REMOTE.items() if peers or kind is not RemoteRLlib}
     turns, _ = measure(row, policy, batch_size, repetitions, contenders)
-    speeds = {name: per_second(turns[name], "num_steps", "seconds") for name in contenders}
+    with processes([RemoteGPGAhead], row, policy, batch_size) as [ahead]:
+        # Alone: in the turns of others it would go on to sample.
+        ahead.call("turn", 2)
+        own = [ahead.call("turn", row.iterations) for _ in range(repetitions)]
+    turns = {**{name: turns[name] for name in contenders}, "GPG ahead": own}
+    speeds = {name: per_second(turns[name], "num_steps", "seconds") for name in turns}
     for name, speed in speeds.items():
         print(f"{name:<12}{speed:>10,.0f} steps/s")
     if peers and row.targets is not None:
