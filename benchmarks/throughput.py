@@ -147,8 +147,17 @@ ROWS = {
     ),
     "lunarlander-32": Row("LunarLander-v3", 32, 32, 300, 1),
     "lunarlander-32-envpool": Row("LunarLander-v3", 32, 32, 300, 1, envpool_threads=2),
+    # As one env runner, whose share is the whole group: its vector env moves as a whole.
     "cartpole-32-runners-2": Row(
-        "CartPole-v1", 32, 512, 200, 1, NATIVE, targets=(5.0,), num_env_runners=2
+        "CartPole-v1",
+        32,
+        512,
+        200,
+        1,
+        NATIVE,
+        targets=(5.0,),
+        episodes_per_share=256,
+        num_env_runners=2,
     ),
     "halfcheetah-16-runners-2": Row(
         "HalfCheetah-v5", 16, 32, 0, 1, targets=(3.0,), num_env_runners=2
