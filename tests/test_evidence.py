@@ -82,7 +82,9 @@ def test_a_run_of_the_evidence_ends_with_an_evaluation(contender: str, group_siz
     outcome = run_cell(Cell("x", "Pendulum-v1", contender, group_size, 0, 800))
     curve = outcome["curve"]
     assert curve["steps"][-1] >= 800
-    assert set(curve["length"]) == {200.0}
+    # An update on rollouts may see none end.
+    is_of_rollouts = contender == protocol.ROLLOUTS
+    assert set(curve["length"]) == ({0.0, 200.0} if is_of_rollouts else {200.0})
     # PPO leaves some unfinished.
     assert 0 < sum(curve["episodes"]) <= curve["steps"][-1] / 200
     assert all(len(values) == len(curve["steps"]) for values in curve.values())
