@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ import pytest
 from benchmarks import cells
 from benchmarks.cells import Cell
 from benchmarks.evidence import costs, paper, protocol, signal_to_noise, simulators
-from benchmarks.evidence.__main__ import ENVS, EXPERIMENTS, cells_of, main, run_cell
+from benchmarks.evidence.__main__ import main
+from benchmarks.evidence.experiments import ENVS, EXPERIMENTS, cells_of, run_cell
 
-RESULTS = cells.RESULTS
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +65,19 @@ def test_status_says_what_is_missing(
     monkeypatch.setattr("sys.argv", ["evidence", "status", "ppo", "--envs", "Ant-v5"])
     main()
     assert "0 of   20 done" in capsys.readouterr().out
+
+
+def test_processes_find_what_runs_a_cell() -> None:
+    """A spawned process has no `__main__` of a package, where the command is."""
+    code = (
+        "import pickle, runpy, sys; sys.argv = ['x', 'status', 'simulators'];"
+        "found = runpy.run_module('benchmarks.evidence', run_name='__main__', alter_sys=True);"
+        "print(pickle.dumps(found['run_cell']))"
+    )
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert "benchmarks.evidence.experiments" in printed
+    assert "__main__" not in printed
 
 
 def test_seeds_that_settings_were_chosen_on_are_never_reported() -> None:
