@@ -27,7 +27,7 @@ GPG_PAPER, GPG = "gpg-paper", "gpg"
 CONTENDERS = (RLLIB_PPO, SB3_PPO, PPO_LAMBDA_1, GPG_PAPER, GPG)
 GROUP_SIZES = (2, 4, 8, 16, 32, 64)
 
-# How GPG forms a group and compares its members, by name.
+# What GPG compares a group's members with, by name.
 ADVANTAGES: dict[str, dict[str, Any]] = {
     "universal": {"binning": "universal"},
     "time": {},
@@ -36,6 +36,7 @@ ADVANTAGES: dict[str, dict[str, Any]] = {
     "ridge-0.95": {"baseline": "ridge", "lambda_": 0.95},
 }
 ROLLOUTS = "ridge-0.95-rollouts-64"
+# The same, and what a group is where it isn't episodes.
 GPG_SETTINGS: dict[str, dict[str, Any]] = {
     **ADVANTAGES,
     ROLLOUTS: {
@@ -44,12 +45,11 @@ GPG_SETTINGS: dict[str, dict[str, Any]] = {
         "rollout_fragment_length": 64,
     },
 }
+# Pairs of a name above and the group's size: what `gpg-paper` is, and what `gpg` is on which tasks.
 PAPERS = ("time", 16)
-EPISODES_DISCRETE, EPISODES_CONTINUOUS, ROLLOUTS_OF_64 = (
-    ("ridge-0.98", 4),
-    ("ridge-0.95", 4),
-    (ROLLOUTS, 8),
-)
+EPISODES_DISCRETE = ("ridge-0.98", 4)
+EPISODES_CONTINUOUS = ("ridge-0.95", 4)
+ROLLOUTS_OF_64 = (ROLLOUTS, 8)
 
 # GPG's update: on discrete actions its defaults, on continuous ones CleanRL's of PPO.
 GPG_DISCRETE = {"lr": "lin_0.001", "num_epochs": 4, "num_minibatches": 4}
