@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import subprocess
+import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,3 +256,19 @@ def test_scores_are_normalized_by_the_worst_and_the_best() -> None:
     normalized = bootstrap.normalized(scores, worst={"a": -200.0}, best={"a": -100.0})
     np.testing.assert_array_equal(normalized["a"], [0.0, 1.0, 2.0])
     assert bootstrap.mean_and_error(scores["a"]) == (-100.0, pytest.approx(100.0 / 3**0.5))
+
+
+@pytest.mark.slow
+def test_throughput_is_measured_in_one_process_and_with_remote_ones() -> None:
+    rows = ["cartpole-32", "cartpole-32-runners-2"]
+    small = ["--group-size", "64", "--episode-length", "0", "--repetitions", "1"]
+    printed = subprocess.run(
+        [sys.executable, "-m", "benchmarks.throughput", "--without-peers", "--rows", *rows, *small],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert re.search(r"^ridge +[\d,]+ ", printed, re.M)
+    assert re.search(r"^ridge / bins: \d\.\d+$", printed, re.M)
+    assert re.search(r"^GPG ahead +[\d,]+ steps/s$", printed, re.M)
+    assert "RLlib" not in printed
