@@ -118,6 +118,9 @@ def test_epsilon_must_be_positive_and_finite(binning: Any, epsilon: Any) -> None
     ("name", "value", "message"),
     [
         ("clip_param", 0.0, "`clip_param` must be a number > 0"),
+        ("grad_clip", 0.0, "`grad_clip` must be a number > 0, or None"),
+        ("grad_clip", "0.5", "`grad_clip` must be a number > 0, or None"),
+        ("grad_clip", math.nan, "`grad_clip` must be a number > 0, or None"),
         ("clip_param", math.nan, "`clip_param` must be a number > 0"),
         ("kl_target", 0.0, "`kl_target` must be a number > 0"),
         ("kl_coeff", -1.0, "`kl_coeff` must be a number >= 0"),

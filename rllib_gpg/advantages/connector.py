@@ -245,7 +245,9 @@ class GroupAdvantageEstimation(ConnectorV2):
 
     def _settings_of(self, module_id: ModuleID) -> tuple[dict[str, Any], bool]:
         """Returns a module's settings for `estimate_group`, and whether to show it final steps."""
-        overrides = self._module_overrides.get(module_id, {})
+        overrides = dict(self._module_overrides.get(module_id, {}))
+        if "lambda" in overrides:  # RLlib's configs take it as well.
+            overrides["lambda_"] = overrides.pop("lambda")
         settings = {name: overrides.get(name, value) for name, value in self._settings.items()}
         baseline = resolve_baseline(
             settings.pop("baseline"),

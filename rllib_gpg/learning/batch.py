@@ -95,13 +95,14 @@ def plan_minibatches(
         per_epoch = min(num_minibatches, *rows)
         rows_each = [math.ceil(n / per_epoch) for n in rows]
         size = max(map(_size_of, rows_each, largest))
-    else:
-        # At least one sequence, on every learner.
-        smallest = max(_size_of(1, module_batch) for module_batch in largest)
-        size = max(smallest, min(minibatch_size, most_steps))
-        per_epoch = math.ceil(most_steps / size)
-    # All minibatches have one size: to fill it, the smaller shards would repeat a row.
-    return MinibatchPlan(size if per_epoch > 1 else None, num_epochs * per_epoch)
+        # All minibatches have one size: to fill it, the smaller shards would repeat a row.
+        return MinibatchPlan(size if per_epoch > 1 else None, num_epochs * per_epoch)
+    # At least one sequence, on every learner.
+    smallest = max(_size_of(1, module_batch) for module_batch in largest)
+    size = max(smallest, min(minibatch_size, most_steps))
+    # An epoch ends within a minibatch that begins the next, as in RLlib.
+    in_all = math.ceil(num_epochs * most_steps / size)
+    return MinibatchPlan(size if size < most_steps else None, in_all)
 
 
 def _size_of(count: int, module_batch: SampleBatch) -> int:

@@ -86,8 +86,8 @@ class _Module:
         self._is_whole = size is None
         self.size = self.num_rows if size is None else size
         if size is not None and Columns.SEQ_LENS in batch:
-            # Whole sequences, of which there are so many to the step.
-            self.size = int(self.num_rows * (size / len(batch)))
+            # Whole sequences, of which there are so many to the step; one at least.
+            self.size = max(1, int(self.num_rows * (size / len(batch))))
         self._shuffle = shuffle
         self._order = np.arange(self.num_rows) if order is None else order
         self._start = 0

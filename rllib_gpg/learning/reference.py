@@ -77,13 +77,15 @@ class References:
         """Returns log pi_ref(a|s) of the actions of a batch."""
         reference = self.of(module_id, module)
         with torch.no_grad():
-            inputs = reference.forward_train(batch)[Columns.ACTION_DIST_INPUTS]
+            # Not `forward_train`, which switches dropout on.
+            inputs = reference._forward_train(batch)[Columns.ACTION_DIST_INPUTS]
             dist = reference.get_train_action_dist_cls().from_logits(inputs)
             return dist.logp(batch[Columns.ACTIONS])
 
     def refresh(self, module_id: ModuleID, module: TorchRLModule) -> None:
-        """Takes the module as it is now."""
-        self._modules[module_id] = _frozen(module)
+        """Takes the module as it is now, in place of what there is."""
+        if module_id in self._modules:
+            self._modules[module_id] = _frozen(module)
 
     def forget(self, module_id: ModuleID) -> None:
         """Lets go of one, so that another module of that name gets its own."""

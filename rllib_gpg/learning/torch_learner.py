@@ -28,6 +28,7 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from ray.rllib.utils.typing import ModuleID, ResultDict, StateDict
 from torch import Tensor
 
+from rllib_gpg.learning.lr_schedulers import lr_schedulers_state, restored_lr_schedulers
 from rllib_gpg.learning.pipeline import forget_module, get_pieces_state, set_pieces_state
 from rllib_gpg.learning.reference import References, needs_reference
 from rllib_gpg.learning.rl_module import ObservationMoments
@@ -51,6 +52,7 @@ _REFERENCES = "references"
 _NUM_UPDATES = "num_updates"
 _SCHEDULE_STEPS = "schedule_steps"
 _CONNECTOR_PIECES = "connector_pieces"
+_LR_SCHEDULERS = "lr_schedulers"
 
 
 class GPGTorchLearner(UpdateLoop):
@@ -150,19 +152,28 @@ class GPGTorchLearner(UpdateLoop):
         super().after_gradient_based_update(timesteps=timesteps)
         self._schedule_steps = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)
         self._num_updates += 1
+        # Of all modules: a loss of one's own may use them, and a module may have had no steps.
+        for module_id, module in self.module.items():
+            self._entropy_coeff_scheduler(module_id).update(timestep=self._schedule_steps)
+            refresh = self.config.get_config_for_module(module_id).reference_refresh
+            if refresh and self._num_updates % refresh == 0:
+                self._references.refresh(module_id, module.unwrapped())
         for module_id, rows in self._loss_stats.items():
             config = self.config.get_config_for_module(module_id)
             stats = {LEARNER_RESULTS_KL_KEY: 0.0, **self._means(rows)}
-            self._entropy_coeff_scheduler(module_id).update(timestep=self._schedule_steps)
             stats[LEARNER_RESULTS_CURR_ENTROPY_COEFF_KEY] = self.entropy_coeff(module_id)
             if config.use_kl_loss:
                 self._adapt_kl_coeff(module_id, config, stats[LEARNER_RESULTS_KL_KEY])
                 stats[LEARNER_RESULTS_CURR_KL_COEFF_KEY] = self.kl_coeff(module_id)
-            refresh = config.reference_kl_coeff > 0.0 and config.reference_refresh
-            if refresh and self._num_updates % refresh == 0:
-                self._references.refresh(module_id, self.module[module_id].unwrapped())
             self.metrics.log_dict(stats, key=module_id, window=1)
         self._loss_stats.clear()
+
+    @override(Learner)
+    def add_module(self, *, module_id: ModuleID, **kwargs: Any) -> MultiRLModuleSpec:
+        """Begins schedules of the module's settings where those of the others are."""
+        spec = super().add_module(module_id=module_id, **kwargs)
+        self._set_learning_rates()
+        return spec
 
     @override(Learner)
     def remove_module(self, module_id: ModuleID, **kwargs: Any) -> MultiRLModuleSpec:
@@ -192,6 +203,7 @@ class GPGTorchLearner(UpdateLoop):
         if self._check_component(_CONNECTOR_PIECES, components, not_components):
             state[_CONNECTOR_PIECES] = get_pieces_state(self._learner_connector)
             state[_REFERENCES] = self._references.get_state()
+            state[_LR_SCHEDULERS] = lr_schedulers_state(self._lr_schedulers)
         return state
 
     @override(Learner)
@@ -216,6 +228,7 @@ class GPGTorchLearner(UpdateLoop):
         self._entropy_coeff_schedulers.clear()
         # The optimizer's state has brought along the learning rate it was saved with.
         self._set_learning_rates()
+        self._set_lr_schedulers(state.get(_LR_SCHEDULERS, {}))
 
     @override(TorchLearner)
     def update(
@@ -303,6 +316,18 @@ class GPGTorchLearner(UpdateLoop):
             return  # They move on from what the optimizer has.
         for optimizer, schedule in self._optimizer_lr_schedules.items():
             self._set_optimizer_lr(optimizer, lr=schedule.update(timestep=self._schedule_steps))
+
+    def _set_lr_schedulers(self, state: StateDict) -> None:
+        """Goes on with PyTorch's schedulers; RLlib makes them with the first gradient step."""
+        if self._lr_scheduler_classes is None:
+            return
+        for module_id, of_optimizers in state.items():
+            classes = self._lr_scheduler_classes
+            classes = classes[module_id] if isinstance(classes, dict) else classes
+            self._lr_schedulers[module_id] = {
+                name: restored_lr_schedulers(self.get_optimizer(module_id, name), classes, states)
+                for name, states in of_optimizers.items()
+            }
 
     def _entropy_coeff_scheduler(self, module_id: ModuleID) -> Scheduler:
         if module_id not in self._entropy_coeff_schedulers:

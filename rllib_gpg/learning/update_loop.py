@@ -172,10 +172,14 @@ class UpdateLoop(TorchLearner):
         optimizers = self.get_optimizers_for_module(module_id)
         is_plain = config.grad_clip_by == "global_norm" and len(optimizers) == 1 and gradients
         if not config.grad_clip or not is_plain:
-            return super().postprocess_gradients_for_module(
+            clipped = super().postprocess_gradients_for_module(
                 module_id=module_id, config=config, module_gradients_dict=module_gradients_dict
             )
-        norm = _norm(gradients)
+            # Where it has norms to log but nothing to clip, RLlib returns none.
+            return clipped if config.grad_clip else module_gradients_dict
+        # A scaler has multiplied the loss, and divides each gradient as it makes the step.
+        scale = self._grad_scalers[module_id].get_scale() if self._grad_scalers is not None else 1.0
+        norm = _norm(gradients) / scale
         # g <- g min(1, grad_clip / |g|)
         torch._foreach_mul_(gradients, (config.grad_clip / (norm + 1e-6)).clamp(max=1.0))
         self._gradient_norms[module_id, f"gradients_{optimizers[0][0]}_global_norm"] = norm
@@ -191,16 +195,12 @@ class UpdateLoop(TorchLearner):
         if self._grad_scalers is not None:  # They need a gradient, be it 0.
             super().apply_gradients(gradients_dict)
             return
-        norms = self._gradient_norms_of_optimizers(gradients_dict)
+        of_optimizers = self._gradients_of_optimizers(gradients_dict)
+        norms = _norms(of_optimizers)
         moved = [optimizer for optimizer, norm in norms.items() if norm != 0.0]
-        gradients = {
-            parameter: gradient
-            for optimizer in moved
-            for parameter in self._optimizer_parameters[optimizer]
-            if (gradient := gradients_dict.get(parameter)) is not None
-        }
+        gradients = {p: g for optimizer in moved for p, g in of_optimizers[optimizer].items()}
         # Optimizers pass over what has none.
-        for parameter in gradients_dict.keys() - gradients.keys():
+        for parameter in self._params.keys() - gradients.keys():
             self._params[parameter].grad = None
         # If a number isn't finite, the norm isn't either.
         are_finite = all(map(math.isfinite, norms.values()))
@@ -212,17 +212,23 @@ class UpdateLoop(TorchLearner):
         for optimizer in moved:
             optimizer.step()
 
-    def _gradient_norms_of_optimizers(self, gradients_dict: Gradients) -> dict[Optimizer, float]:
-        """Returns the norm of all that an optimizer steps by, of those that have something."""
-        gradients = {
-            optimizer: [g for p in parameters if (g := gradients_dict.get(p)) is not None]
+    def _gradients_of_optimizers(
+        self, gradients_dict: Gradients
+    ) -> dict[Optimizer, dict[Tensor, Tensor]]:
+        """Returns what each optimizer steps by, of those that have something.
+
+        RLlib postprocesses gradients module by module. Those of an optimizer that is registered
+        for all modules together aren't among them, and are as the backward pass has left them.
+        """
+
+        def gradient(parameter: Tensor) -> Tensor | None:
+            return gradients_dict.get(parameter, self._params[parameter].grad)
+
+        found = {
+            optimizer: {p: g for p in parameters if (g := gradient(p)) is not None}
             for optimizer, parameters in self._optimizer_parameters.items()
         }
-        norms = {optimizer: _norm(given) for optimizer, given in gradients.items() if given}
-        # They come from the learner's device together.
-        return (
-            dict(zip(norms, torch.stack([*norms.values()]).tolist(), strict=True)) if norms else {}
-        )
+        return {optimizer: gradients for optimizer, gradients in found.items() if gradients}
 
     def _log_steps_trained(
         self, num_steps: Counter[ModuleID], num_minibatches: int, num_env_steps: int
@@ -254,6 +260,15 @@ class UpdateLoop(TorchLearner):
 
 def _can_be_fused(parameters: Sequence[Tensor]) -> bool:
     return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+
+
+def _norms(of_optimizers: dict[Optimizer, dict[Tensor, Tensor]]) -> dict[Optimizer, float]:
+    """The norm of all that each optimizer steps by."""
+    if not of_optimizers:
+        return {}
+    norms = [_norm([*gradients.values()]) for gradients in of_optimizers.values()]
+    # They come from the learner's device together.
+    return dict(zip(of_optimizers, torch.stack(norms).tolist(), strict=True))
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:

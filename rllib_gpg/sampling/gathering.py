@@ -115,8 +115,7 @@ class RemoteGathering:
         """
         if not share.num_steps:
             return None
-        place = share.first // self._config.num_envs_per_env_runner
-        home = self._runners[place % len(self._runners)]
+        home = self._runners[share.index % len(self._runners)]
         return home if self._manager.is_actor_healthy(home) else None
 
     def _collect(self) -> None:

@@ -103,10 +103,26 @@ def cut_into_shares(
             num_steps=config.rollout_fragment_length if of_rollouts else 0,
             first=sampled + first,
             standing=standing[first : first + size] if of_rollouts else (),
+            first_env=_first_env(config, index, size) if of_rollouts else 0,
             per_start=1 if config.in_evaluation else config.episodes_per_start,
         )
         for index, first in enumerate(range(0, num_episodes, size))
     ]
+
+
+def num_envs_of_rollouts(config: AlgorithmConfig) -> int:
+    """Returns how many envs an env runner needs, so that each of its rollouts has its own."""
+    size = episodes_per_share(config)
+    last = math.ceil(config.group_size / size) - 1
+    # The last share may be smaller than those beside it.
+    before = last - last % max(1, config.num_env_runners)
+    beside = min(size, config.group_size - before * size)
+    return _first_env(config, last, size) + beside
+
+
+def _first_env(config: AlgorithmConfig, index: int, size: int) -> int:
+    # Shares go round the env runners; each round takes the envs after those of the one before.
+    return index // max(1, config.num_env_runners) * size
 
 
 def episodes_per_share(

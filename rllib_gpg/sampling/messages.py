@@ -36,6 +36,8 @@ class Share:
         first: The number, in the group, of the first episode or rollout; there are `num_episodes`
             of them.
         standing: Where the rollouts stand; None for one that begins with a reset.
+        first_env: The number of the env that the first of its rollouts has, on any env runner; the
+            others have those that follow.
         per_start: How many episodes of the group have one start in common; 1: each has its own.
     """
 
@@ -48,6 +50,7 @@ class Share:
     num_steps: int = 0
     first: int = 0
     standing: tuple[Standing | None, ...] = field(default=(), compare=False, repr=False)
+    first_env: int = 0
     per_start: int = 1
 
     def seeds(self) -> Seeds:
@@ -68,6 +71,11 @@ class Share:
     def rollouts(self) -> range:
         """The numbers of its rollouts in the group; none if it is of whole episodes."""
         return range(self.first, self.first + len(self.standing))
+
+    @property
+    def envs(self) -> range:
+        """The numbers of the envs of its rollouts."""
+        return range(self.first_env, self.first_env + len(self.standing))
 
     @property
     def timeout_setting(self) -> str:

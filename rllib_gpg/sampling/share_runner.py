@@ -116,7 +116,7 @@ class ShareSamplingEnvRunner(EnvRunner):
             in_columns(summarize(e, earlier.get(e.id_, 0.0)) for e in episodes if e.is_done),
             self.get_metrics(),
             connectors,
-            [self._stands.get(index) for index in self._envs_of(share)],
+            [self._stands.get(index) for index in share.envs],
         )
 
     def make_env(self) -> None:
@@ -124,10 +124,6 @@ class ShareSamplingEnvRunner(EnvRunner):
         super().make_env()
         # By env, where the rollouts sampled last have come to.
         self._stands: dict[int, Standing] = {}
-
-    def _envs_of(self, share: Share) -> list[int]:
-        """The envs of a share's rollouts, the same for each of these on every env runner."""
-        return [number % self.num_envs for number in share.rollouts]
 
     @property
     def connectors(self) -> Connectors:
@@ -204,7 +200,7 @@ class ShareSamplingEnvRunner(EnvRunner):
         seeds = self._next_seeds(num_episodes)
         share, self._rollouts = self._rollouts, None
         # What moves now is nowhere known until the end.
-        moving = self._stands.keys() if share is None else self._envs_of(share)
+        moving = self._stands.keys() if share is None else share.envs
         stands = {index: self._stands.pop(index) for index in [*moving] if index in self._stands}
         multi = isinstance(self.module, MultiRLModule)
         for module in self.module.values() if multi else [self.module]:

@@ -84,9 +84,6 @@ def _equal(one: Any, other: Any) -> bool:
 def take_up(share: Share, envs: Any, stands: dict[int, Standing], episodes: list[Any]) -> Rollouts:
     """Brings envs to where the rollouts of a share stand.
 
-    A rollout has the same env, by its number, on every env runner: the actions drawn, for all envs
-    together, are then the same as well.
-
     Args:
         share: The share.
         envs: The envs of the env runner.
@@ -102,8 +99,7 @@ def take_up(share: Share, envs: Any, stands: dict[int, Standing], episodes: list
             f"a vector wrapper around them; got {type(envs).__name__}."
         )
     seeds, going_on = {}, []
-    for number, standing in zip(share.rollouts, share.standing, strict=True):
-        index = number % len(episodes)
+    for index, number, standing in zip(share.envs, share.rollouts, share.standing, strict=True):
         seeds[index] = seeds_of_rollout(share.run_seed, share.group, number)
         if standing is None:
             continue
@@ -133,8 +129,7 @@ def standing_after(
         episodes: What has been sampled of them, by env.
     """
     standing = {}
-    for number, before in zip(share.rollouts, share.standing, strict=True):
-        index = number % len(episodes)
+    for index, before in zip(share.envs, share.standing, strict=True):
         if index not in cut:
             continue
         seed, taken = rollouts.actions_of(index)

@@ -10,6 +10,8 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
+from rllib_gpg.sampling.group import num_envs_of_rollouts
+from rllib_gpg.validation.checks import is_count
 
 _SECONDS_TO_START = 120.0
 
@@ -122,19 +124,27 @@ def _rollouts(config: AlgorithmConfig) -> Iterator[str]:
             "'truncate_episodes'`) go on in envs of their own, and another env runner would have "
             "to repeat their episodes first. Remove one of the settings."
         )
+    yield from _envs_of_rollouts(config)
+
+
+def _envs_of_rollouts(config: AlgorithmConfig) -> Iterator[str]:
     per_share = config.episodes_per_share
-    if per_share is not None and per_share > config.num_envs_per_env_runner:
-        yield (
-            f"With `batch_mode='truncate_episodes'` each rollout has an env of its own: "
-            f"`episodes_per_share` = {per_share} rollouts need as many envs on one env runner, but "
-            f"`num_envs_per_env_runner` is {config.num_envs_per_env_runner}."
+    if not (is_count(config.group_size) and is_count(per_share or 1)):
+        return  # That is said elsewhere.
+    needed = num_envs_of_rollouts(config)
+    if needed > config.num_envs_per_env_runner:
+        shares = f", {per_share} in a share" if per_share else ""
+        runner = (
+            f"one of {config.num_env_runners} env runners"
+            if config.num_env_runners
+            else "this process"
         )
-    num_envs = max(1, config.num_env_runners) * config.num_envs_per_env_runner
-    if config.group_size > num_envs:
         yield (
             f"With `batch_mode='truncate_episodes'` each of the `group_size` = {config.group_size} "
-            f"rollouts has an env of its own, which goes on from group to group, but there are "
-            f"{num_envs}. Raise `num_envs_per_env_runner`."
+            f"rollouts{shares} has an env of its own, which goes on from group to group: "
+            f"{runner} needs {needed}, but `num_envs_per_env_runner` is "
+            f"{config.num_envs_per_env_runner}. Raise it or `num_env_runners`"
+            f"{', or remove `episodes_per_share`' if per_share else ''}."
         )
 
 

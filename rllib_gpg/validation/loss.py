@@ -20,6 +20,11 @@ def of_the_loss(config: AlgorithmConfig, of: str) -> Iterator[str]:
         value = getattr(config, name)
         if not is_number(value) or value <= 0.0:
             yield f"`{name}`{of} must be a number > 0, got {value!r}."
+    if config.grad_clip is not None and not (is_number(config.grad_clip) and config.grad_clip > 0):
+        yield (
+            f"`grad_clip`{of} must be a number > 0, or None to leave gradients as they are; got "
+            f"{config.grad_clip!r}."
+        )
     yield from count(config, "cg_iterations")
     for name in ("kl_coeff", "reference_kl_coeff", "cg_damping"):
         value = getattr(config, name)

@@ -34,6 +34,7 @@ from tests.helpers import (
     SMALL_NET,
     PlusTheStep,
     built,
+    each_learner,
     module_results,
     run_pipeline,
     sample_group,
@@ -152,6 +153,18 @@ def test_overrides_of_a_module_reach_the_estimator() -> None:
         batch = run_pipeline(algo, group)
     expected = by_hand(group, gamma=0.5, normalize=False, leave_one_out=True)
     np.testing.assert_allclose(batch[Columns.ADVANTAGES], expected, atol=1e-5)
+
+
+def test_overrides_are_spelled_as_rllib_spells_them() -> None:
+    """Its configs take "lambda" as well, and its results show it."""
+    for name in ("lambda", "lambda_"):
+        config = small_config(Identity, baseline="ridge").rl_module(
+            algorithm_config_overrides_per_module={DEFAULT_MODULE_ID: {name: 0.5}}
+        )
+        with built(config) as algo:
+            pieces = each_learner(algo, lambda learner: [*learner._learner_connector])[0]
+            (piece,) = [one for one in pieces if isinstance(one, GroupAdvantageEstimation)]
+            assert piece._settings_of(DEFAULT_MODULE_ID)[0]["lambda_"] == 0.5
 
 
 # Custom pieces in front.

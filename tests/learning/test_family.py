@@ -241,6 +241,15 @@ def test_the_policy_stays_near_its_reference() -> None:
     assert 0.0 <= found[10.0] < 0.1 * found[0.001]
 
 
+def test_a_reference_has_no_dropout() -> None:
+    with built(small_config(Identity, reference_kl_coeff=0.1)) as algo:
+        algo.train()
+        learner = each_learner(algo, lambda learner: learner)[0]
+        assert learner.module[DEFAULT_MODULE_ID].training
+        reference = learner._references.of(DEFAULT_MODULE_ID, None)
+        assert not any(module.training for module in reference.modules())
+
+
 def test_the_reference_is_the_policy_that_the_run_begins_with_until_it_is_refreshed() -> None:
     with built(small_config(Identity, reference_kl_coeff=0.1, reference_refresh=2)) as algo:
         (learner,) = each_learner(algo, lambda learner: learner)

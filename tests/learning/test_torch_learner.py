@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.learning import GPGTorchLearner
@@ -237,6 +239,71 @@ def test_the_learning_rate_follows_the_env_steps() -> None:
         before = snapshot(algo)["rl_module"]
         algo.train()
         assert same(before, snapshot(algo)["rl_module"])
+
+
+class OwnLoss(GPGTorchLearner):
+    """Takes nothing from GPG's loss but its coefficient."""
+
+    def compute_loss_for_module(self, *, module_id: str, batch: Any, fwd_out: Any, **_: Any) -> Any:
+        dist = self.module[module_id].get_train_action_dist_cls()
+        new = dist.from_logits(fwd_out[Columns.ACTION_DIST_INPUTS])
+        score = new.logp(batch[Columns.ACTIONS]) * batch[Columns.ADVANTAGES]
+        return -(score + self.entropy_coeff(module_id) * new.entropy()).mean()
+
+
+def test_schedules_move_on_beside_a_loss_of_ones_own() -> None:
+    config = small_config(Identity, entropy_coeff=[[0, 0.1], [160, 0.02]])
+    with built(config.training(learner_class=OwnLoss)) as algo:
+        algo.train()
+        assert learner_of(algo).entropy_coeff(DEFAULT_MODULE_ID) == pytest.approx(0.06)
+
+
+def test_a_module_that_is_added_begins_where_schedules_are() -> None:
+    lr, entropy_coeff = [[0, 0.01], [160, 0.0]], [[0, 0.1], [160, 0.02]]
+    with built(small_config(Identity, lr=lr, entropy_coeff=entropy_coeff)) as algo:
+        algo.train()
+        learner = learner_of(algo)
+        spec = RLModuleSpec.from_module(learner.module[DEFAULT_MODULE_ID].unwrapped())
+        learner.add_module(module_id="late", module_spec=spec)
+        assert learner.get_optimizer("late").param_groups[0]["lr"] == pytest.approx(0.005)
+        assert learner.entropy_coeff("late") == pytest.approx(0.06)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda update: 1.0 - update / 10),
+        partial(torch.optim.lr_scheduler.CosineAnnealingWarmRestarts, T_0=2),
+        partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9),
+    ],
+)
+def test_pytorchs_schedules_go_on_from_a_checkpoint(scheduler: Any, tmp_path: Path) -> None:
+    def lr(algo: GPG) -> float:
+        return float(learner_of(algo).get_optimizer(DEFAULT_MODULE_ID).param_groups[0]["lr"])
+
+    config = small_config(Identity, lr=0.01)
+    config.experimental(_torch_lr_scheduler_classes=[scheduler])
+    with built(config) as algo:
+        for _ in range(3):
+            algo.train()
+        checkpoint = algo.save_to_path(tmp_path)
+        rates = [lr(algo)]
+        for _ in range(2):
+            algo.train()
+            rates.append(lr(algo))
+        again = snapshot(algo)["rl_module"]
+        assert len(set(rates)) > 1
+        # In place, where they have come further, and in a learner that hasn't made them yet.
+        algo.restore_from_path(checkpoint)
+        restored = GPG.from_checkpoint(checkpoint)
+        for each in (algo, restored):
+            found = [lr(each)]
+            for _ in range(2):
+                each.train()
+                found.append(lr(each))
+            assert found == pytest.approx(rates)
+            assert same(snapshot(each)["rl_module"], again)
+        restored.stop()
 
 
 # The adaptive KL coefficient.

@@ -16,7 +16,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.minibatch_utils import MiniBatchCyclicIterator
 
 from rllib_gpg.learning import GPGTorchLearner
-from rllib_gpg.learning.batch import multi_agent_batch, take_rows
+from rllib_gpg.learning.batch import multi_agent_batch, plan_minibatches, take_rows
 from rllib_gpg.learning.minibatches import Minibatches
 from rllib_gpg.learning.update_loop import UpdateLoop
 from tests.envs import Identity, ShortOrLong
@@ -119,6 +119,25 @@ def test_infos_stay_with_their_rows_when_these_are_shuffled(make: Any) -> None:
         infos = [info["row"] for info in minibatch["a"][Columns.INFOS]]
         assert infos == [row for row in rows for _ in range(lengths[row])]
     assert len(orders) == minibatches.count > 3
+
+
+def test_a_module_of_few_long_sequences_gives_one_at_a_time() -> None:
+    """However few of its steps a minibatch of the module with the most steps has."""
+    long = SampleBatch(
+        {"x": torch.arange(600).reshape(3, 200), Columns.SEQ_LENS: torch.tensor([200] * 3)},
+        _zero_padded=True,
+    )
+    batch = MultiAgentBatch({"a": of_steps(700), "b": long}, env_steps=700)
+    minibatches = list(Minibatches(batch, size=175, num_epochs=1, num_total=4, shuffle=False))
+    assert [len(minibatch["b"]["x"]) for minibatch in minibatches] == [1] * 4
+
+
+def test_epochs_of_small_groups_are_as_many_as_were_asked_for() -> None:
+    """4 passes over 130 steps are 520 steps, or 5 minibatches of 128; an epoch each would be 8."""
+    for num_steps, expected in ((130, 5), (128, 4), (512, 16), (20, 4)):
+        shard = MultiAgentBatch({"a": of_steps(num_steps)}, env_steps=num_steps)
+        plan = plan_minibatches([shard], num_epochs=4, num_minibatches=4, minibatch_size=128)
+        assert plan.num_total_minibatches == expected, num_steps
 
 
 def test_the_last_epoch_is_known() -> None:
@@ -279,6 +298,49 @@ def test_a_bonus_moves_the_policy_without_a_signal(monkeypatch: pytest.MonkeyPat
     with built(small_config(Solvable, lr=0.1, entropy_coeff=0.1)) as algo:
         entropies = [module_results(algo.train())["entropy"] for _ in range(3)]
     assert entropies[-1] > entropies[0]
+
+
+class OneOptimizer(GPGTorchLearner):
+    """RLlib's recipe for encoders that modules share."""
+
+    def configure_optimizers(self) -> None:
+        parameters = [p for module in self.module.values() for p in module.parameters()]
+        self.register_optimizer(
+            optimizer_name="shared",
+            optimizer=torch.optim.Adam(parameters),
+            params=parameters,
+            lr_or_lr_schedule=self.config.lr,
+        )
+
+
+@pytest.mark.parametrize("learner_class", [GPGTorchLearner, OneOptimizer])
+@pytest.mark.parametrize("log_gradients", [False, True])
+@pytest.mark.parametrize("grad_clip", [None, 0.5])
+def test_who_owns_optimizers_and_who_logs_gradients_learns(
+    learner_class: Any, log_gradients: bool, grad_clip: float | None
+) -> None:
+    config = small_config(Identity, lr=0.01, grad_clip=grad_clip, learner_class=learner_class)
+    with built(config.reporting(log_gradients=log_gradients)) as algo:
+        before = algo.learner_group.get_weights()["default_policy"]
+        before = {name: value.copy() for name, value in before.items()}
+        algo.train()
+        after = algo.learner_group.get_weights()["default_policy"]
+    assert any(not np.array_equal(after[name], before[name]) for name in before)
+
+
+def test_clipping_is_of_the_gradient_not_of_what_a_scaler_makes_of_it() -> None:
+    """In mixed precision; its norm is logged as it is, too."""
+    found = []
+    for scaler in (None, partial(torch.amp.GradScaler, "cpu")):
+        config = small_config(Identity, grad_clip=0.01)
+        config.experimental(_torch_grad_scaler_class=scaler)
+        with built(config) as algo:
+            results = module_results(algo.train())
+            norm = results["gradients_default_optimizer_global_norm"]
+            module = algo.learner_group._learner.module["default_policy"]
+            applied = [p.grad for p in module.parameters()]
+        found.append([norm, *(g.norm().item() for g in applied if g is not None)])
+    assert found[1] == pytest.approx(found[0], rel=0.01)
 
 
 def test_a_batch_of_an_unknown_module_is_refused() -> None:

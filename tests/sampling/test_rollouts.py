@@ -16,7 +16,7 @@ from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilte
 
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling import GroupEnvRunner
-from rllib_gpg.sampling.group import SamplingError
+from rllib_gpg.sampling.group import SamplingError, cut_into_shares
 from rllib_gpg.sampling.rollout.vector_env import adapt
 from tests.envs import Identity, ShortOrLong, Slow, TellsTooMuch, Unreliable
 from tests.helpers import (
@@ -95,10 +95,16 @@ def test_another_seed_gives_other_rollouts() -> None:
 def test_rollouts_are_the_same_on_any_number_of_env_runners(connector: Any) -> None:
     """With three for two shares, who goes on with a rollout changes: whoever is free first."""
     one, *others = (
-        groups(rollouts(num_env_runners=number, env_to_module_connector=connector))
-        for number in (0, 1, 3)
+        groups(
+            rollouts(
+                num_env_runners=number,
+                num_envs_per_env_runner=num_envs,
+                env_to_module_connector=connector,
+            )
+        )
+        for number, num_envs in ((0, 4), (1, 6), (2, 2), (3, 4))
     )
-    assert others == [one, one]
+    assert others == [one, one, one]
 
 
 @pytest.mark.slow
@@ -303,16 +309,53 @@ def test_envs_that_cannot_be_reset_one_by_one_are_refused() -> None:
         sample_group(algo)
 
 
-@pytest.mark.slow
-def test_nobody_repeats_what_another_env_runner_has_at_hand(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("num_env_runners", "num_envs", "group_size", "per_share", "expected"),
+    [
+        (4, 8, 8, None, [(0, [0, 1]), (1, [0, 1]), (2, [0, 1]), (3, [0, 1])]),
+        (2, 4, 6, None, [(0, [0, 1, 2]), (1, [0, 1, 2])]),
+        (3, 8, 16, None, [(0, range(6)), (1, range(6)), (2, range(4))]),
+        (2, 4, 8, 2, [(0, [0, 1]), (1, [0, 1]), (0, [2, 3]), (1, [2, 3])]),
+        (2, 3, 5, 2, [(0, [0, 1]), (1, [0, 1]), (0, [2])]),
+        (0, 4, 4, 3, [(0, [0, 1, 2]), (0, [3])]),
+    ],
+)
+def test_rollouts_share_out_the_env_runners_and_no_env_has_two(
+    num_env_runners: int, num_envs: int, group_size: int, per_share: int | None, expected: Any
+) -> None:
     config = rollouts(
-        Counting, 20, num_env_runners=2, num_envs_per_env_runner=4, episodes_per_share=2
+        num_env_runners=num_env_runners,
+        num_envs_per_env_runner=num_envs,
+        episodes_per_share=per_share,
+    ).training(group_size=group_size)
+    config.validate()
+    shares = cut_into_shares(config, 0, 0)
+    envs = [(share.index % max(1, num_env_runners), [*share.envs]) for share in shares]
+    assert envs == [(runner, [*own]) for runner, own in expected]
+    config.env_runners(num_envs_per_env_runner=max(max(own) for _, own in envs))
+    with pytest.raises(ValueError, match="an env of its own"):
+        config.validate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_envs", "group_size", "per_share"), [(4, 8, 2), (4, 6, None), (8, 8, None)]
+)
+def test_nobody_repeats_what_another_env_runner_has_at_hand(
+    num_envs: int, group_size: int, per_share: int | None, tmp_path: Path
+) -> None:
+    config = rollouts(
+        Counting,
+        20,
+        num_env_runners=2,
+        num_envs_per_env_runner=num_envs,
+        episodes_per_share=per_share,
     )
-    config.environment(env_config={"folder": str(tmp_path)}).training(group_size=8)
+    config.environment(env_config={"folder": str(tmp_path)}).training(group_size=group_size)
     with built(config) as algo:
         for _ in range(5):
             sample_group(algo)
-    assert sum(len(path.read_bytes()) for path in tmp_path.iterdir()) == 5 * 8 * 20
+    assert sum(len(path.read_bytes()) for path in tmp_path.iterdir()) == 5 * group_size * 20
 
 
 class Counting(Sums):
@@ -393,8 +436,18 @@ def test_time_is_counted_from_the_reset_and_returns_stop_at_the_cut() -> None:
     [
         ({"rollout_fragment_length": "auto"}, "needs `rollout_fragment_length`"),
         ({"rollout_fragment_length": 0}, "rollout_fragment_length"),
-        ({"num_envs_per_env_runner": 3}, "an env of its own.*there are 3"),
-        ({"episodes_per_share": 5}, "`episodes_per_share` = 5 rollouts need as many envs"),
+        (
+            {"num_envs_per_env_runner": 3, "episodes_per_share": None},
+            "an env of its own.*this process needs 4, but `num_envs_per_env_runner` is 3",
+        ),
+        (
+            {"num_env_runners": 2, "num_envs_per_env_runner": 2, "episodes_per_share": 3},
+            "3 in a share has.*one of 2 env runners needs 3, .* is 2.*remove `episodes_per_share`",
+        ),
+        (
+            {"num_env_runners": 3, "num_envs_per_env_runner": 1, "episodes_per_share": 1},
+            "one of 3 env runners needs 2",
+        ),
         ({"episode_lookback_horizon": 0}, "`episode_lookback_horizon` of at least 1"),
         ({"gym_env_vectorize_mode": "async"}, "one by one"),
         ({"batch_mode": "complete_episodes"}, "set `batch_mode='truncate_episodes'` as well"),
