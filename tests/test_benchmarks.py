@@ -181,7 +181,7 @@ def test_rewards_are_scaled_by_sums_that_go_on_from_piece_to_piece_of_an_episode
 
 @pytest.mark.usefixtures("ray_session")
 def test_ppo_scales_the_rewards_it_learns_from_and_not_those_that_are_shown() -> None:
-    config = ppo_config(2, is_continuous=True, scales_rewards=True).environment("Pendulum-v1")
+    config = ppo_config(2, is_continuous=True, normalizes=True).environment("Pendulum-v1")
     config.training(train_batch_size_per_learner=400, minibatch_size=200, num_epochs=1)
     seen: list[float] = []
     config.learners(learner_connector=lambda *_, **__: SeesRewards(seen=seen))

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from benchmarks.cells import Cell
@@ -72,12 +73,43 @@ def test_rllibs_ppo_begins_and_steps_as_cleanrls(monkeypatch: pytest.MonkeyPatch
     assert rates == pytest.approx([3e-4, 3e-4 * 0.75], rel=1e-3)
     # CleanRL's loss has 0.5 times a halved squared error.
     assert config.vf_loss_coeff == 0.25
+    assert (config.normalize_actions, config.clip_actions) == (False, True)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_rllibs_ppo_shuffles_and_normalises_as_cleanrls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All sampled steps once per epoch, none of RLlib's own, in minibatches of mixed episodes."""
+    seen: list[tuple[np.ndarray, float, float]] = []
+
+    def look(self: Any, *, batch: dict[str, Any], **kwargs: Any) -> Any:
+        advantages = batch["advantages"]
+        seen.append((batch["obs"][:, 0].numpy(), advantages.mean().item(), advantages.std().item()))
+        return loss(self, batch=batch, **kwargs)
+
+    loss = PPOTorchLearner.compute_loss_for_module
+    monkeypatch.setattr(PPOTorchLearner, "compute_loss_for_module", look)
+    config = cleanrl.ppo_config(2, is_continuous=True, normalizes=False).environment(Ramp)
+    config.training(train_batch_size_per_learner=80, minibatch_size=20, num_epochs=1)
+    config.debugging(seed=1)
+    algo = config.build_algo()
+    try:
+        algo.train()
+    finally:
+        algo.stop()
+    assert [len(observations) for observations, *_ in seen] == [20] * 4
+    # Each env has made 40 steps: four episodes of 9, and the first 4 steps of another.
+    shown, times = np.unique(np.concatenate([obs for obs, *_ in seen]), return_counts=True)
+    np.testing.assert_array_equal(shown, 10.0 * np.arange(9))
+    np.testing.assert_array_equal(times, [10] * 4 + [8] * 5)
+    for observations, mean, std in seen:
+        assert (mean, std) == pytest.approx((0.0, 1.0), abs=1e-4)
+        assert len({*np.diff(observations)}) > 3  # In order they rise by 10, or fall by 80.
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_ppo_is_evaluated_with_the_observations_statistics_of_its_training() -> None:
     """The same observation looks the same at any time in the evaluation."""
-    config = cleanrl.ppo_config(2, is_continuous=True, scales_rewards=True).environment(Ramp)
+    config = cleanrl.ppo_config(2, is_continuous=True, normalizes=True).environment(Ramp)
     config.training(train_batch_size_per_learner=40, minibatch_size=40, num_epochs=1)
     algo = config.build_algo()
     try:
@@ -95,10 +127,13 @@ def test_ppo_is_evaluated_with_the_observations_statistics_of_its_training() -> 
 
 @pytest.mark.parametrize("env", ["LunarLander-v3", "Pendulum-v1"])
 def test_rllibs_ppo_has_the_zoos_settings_where_cleanrl_has_none(env: str) -> None:
-    """Of what the Zoo says: the rest are defaults of both libraries that are the same."""
+    """Of what the Zoo says, and the value loss of its library, a whole squared error."""
     config = rllib_runs.config_of(Cell("x", env, protocol.RLLIB_PPO, 0, 100, 8192))
     zoo = ZOO[env]
     assert config.train_batch_size_per_learner == zoo["n_envs"] * zoo["n_steps"]
+    assert config.num_envs_per_env_runner == zoo["n_envs"]
+    assert config.vf_loss_coeff == 0.5
+    assert config._env_to_module_connector is None
     assert config.minibatch_size == zoo.get("batch_size", 64)
     assert (config.num_epochs, config.gamma) == (zoo["n_epochs"], zoo["gamma"])
     assert (config.lambda_, config.lr) == (zoo["gae_lambda"], zoo.get("learning_rate", 3e-4))

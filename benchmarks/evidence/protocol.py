@@ -69,8 +69,8 @@ class Task:
         num_env_steps: Of each run.
         ppo: The settings of RLlib's PPO.
         gamma: GPG's.
-        is_continuous: Whether actions are. If so, RLlib's contenders normalise observations.
-        scales_rewards: Whether RLlib's PPO does.
+        is_continuous: Whether actions are. If so, GPG normalises observations.
+        ppo_normalizes: Whether RLlib's PPO normalises observations and scales rewards.
         never_ends: Whether episodes end at their time limit only; `gpg` learns from rollouts there.
     """
 
@@ -78,7 +78,7 @@ class Task:
     ppo: dict[str, Any]
     gamma: float = 0.99
     is_continuous: bool = False
-    scales_rewards: bool = False
+    ppo_normalizes: bool = False
     never_ends: bool = False
 
     @property
@@ -99,7 +99,7 @@ class Task:
 
 def mujoco(**settings: Any) -> Task:
     """A task that CleanRL's settings for continuous actions are meant for."""
-    return Task(1_000_000, CLEANRL_CONTINUOUS, is_continuous=True, scales_rewards=True, **settings)
+    return Task(1_000_000, CLEANRL_CONTINUOUS, is_continuous=True, ppo_normalizes=True, **settings)
 
 
 TASKS = {

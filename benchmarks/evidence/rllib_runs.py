@@ -60,8 +60,8 @@ def config_of(cell: Cell) -> AlgorithmConfig:
         if length:
             config.env_runners(batch_mode="truncate_episodes", rollout_fragment_length=length)
     else:
-        config = ppo_config(8, task.is_continuous, task.scales_rewards)
         settings = {**task.ppo, **({"lambda_": 1.0} if cell.contender == PPO_LAMBDA_1 else {})}
+        config = ppo_config(settings.pop("num_envs"), task.is_continuous, task.ppo_normalizes)
     config.environment(cell.env)
     return config.training(**settings | {"lr": schedule(settings["lr"], cell)})
 
