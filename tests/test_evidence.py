@@ -146,9 +146,10 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
             },
         )
     runs = report.runs_of_ppo()
-    found = report.compare(runs, protocol.GPG, protocol.RLLIB_PPO)
-    assert (found["env steps"].value, found["CPU time"].value) == (0.0, 1.0)
-    assert "| Acrobot-v1 | rllib-ppo | 100 ± 0 (6) | 90 ± 0 (6) |" in report.table_of_losses(runs)
+    found = report.compare(runs, ["Acrobot-v1"], protocol.GPG, protocol.RLLIB_PPO)
+    assert [found[name].value for name in ("sampled", "greedy", "CPU time")] == [0.0, 0.0, 1.0]
+    ways = "100 ± 0 (6) / 90 ± 0 (6) | 101 ± 0 (6) / 91 ± 0 (6) | 48 ± 0 (6) / 86 ± 0 (6)"
+    assert f"| Acrobot-v1 | rllib-ppo | {ways} |" in report.table_of_losses(runs)
     for how, row in (("sampled", "100 | 90"), ("greedy", "101 | 91")):
         ppo, gpg = (f"{value} ± 0 (6)" for value in row.split(" | "))
         line = f"| {ppo} | not run | not run | not run | {gpg} |"
@@ -169,7 +170,9 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
     monkeypatch.setattr(report, "PAGE", page)
     monkeypatch.setattr(report.reporting, "DOCS", tmp_path)
     report.write()
-    assert "| rllib-ppo | 0.00 (0.00 to 0.00) | 1.00 (1.00 to 1.00) |" in page.read_text()
+    never, always = "0.00 (0.00 to 0.00)", "1.00 (1.00 to 1.00)"
+    for which in ("all", "held out"):
+        assert f"| rllib-ppo | {which}: 1 | {never} | {never} | {always} |" in page.read_text()
     assert "![Mean return against env steps](../images/ppo_steps.png)" in page.read_text()
     pictures = {path.name for path in (tmp_path / "images").iterdir()}
     assert pictures == {
@@ -177,28 +180,38 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
     }
 
 
-def test_zero_is_the_untrained_policy_also_where_no_episode_of_ppo_has_ended() -> None:
-    """Whole episodes of the first group; PPO's first 64 steps per env end no episode."""
+def test_zero_is_the_untrained_policy_also_where_no_first_episode_has_ended() -> None:
+    """The first group of the paper's GPG is of episodes; first rollouts end none, nor does PPO."""
     from benchmarks.evidence import ppo_page
 
-    def result(first: float, episodes: int, final: float) -> dict[str, Any]:
+    def results(first: float, episodes: int, final: float, number: int = 3) -> Any:
         curve = {"return": [first, final], "episodes": [episodes, 8]}
-        return {"curve": curve, "evaluation": {"sampled": [final] * 20}}
+        found = {"sampled": [final] * 20, "greedy": [final / 2.0] * 20}
+        return {
+            "Pendulum-v1": [
+                {"cell": {"seed": seed}, "curve": curve, "evaluation": found}
+                for seed in range(number)
+            ]
+        }
 
-    ppo, gpg = result(0.0, 0, -90.0), result(-500.0, 4, -295.0)
-    runs = {name: {"Acrobot-v1": [ppo] * 2} for name in protocol.CONTENDERS}
-    runs[protocol.GPG] = {"Acrobot-v1": [gpg] * 2}
+    runs = {name: results(0.0, 0, -90.0) for name in protocol.CONTENDERS}
+    runs[protocol.GPG_PAPER] = results(-500.0, 16, -400.0)
+    runs[protocol.GPG] = results(0.0, 0, -295.0)
+    # A seed that the others don't have counts nothing.
+    runs[protocol.GPG]["Pendulum-v1"] += [{"cell": {"seed": 7}, "curve": None, "evaluation": None}]
     # It isn't everywhere, and isn't waited for.
     runs[protocol.PPO_LAMBDA_1] = {}
     text = ppo_page.table_of_interquartile_means(runs)
-    assert "| rllib-ppo | 1.00 (" in text
-    assert "| gpg | 0.50 (" in text
+    assert "| 1 task, 3 seeds |" in text
+    assert "| rllib-ppo | 1.00 (1.00 to 1.00) | 1.00 (" in text
+    # Greedy: (-147.5 + 500) / (-45 + 500).
+    assert "| gpg | 0.50 (0.50 to 0.50) | 0.77 (" in text
     assert "ppo-lambda-1" not in text
-    # 1 is the best one's mean, whoever it is.
-    runs[protocol.RLLIB_PPO] = {"Acrobot-v1": [result(0.0, 0, -500.0)] * 2}
+    # 1 is the best one's mean, whoever it is; few seeds have no interval.
+    runs[protocol.RLLIB_PPO] = results(0.0, 0, -500.0, number=1)
     text = ppo_page.table_of_interquartile_means(runs)
-    assert "| rllib-ppo | 0.00 (" in text
-    assert "| sb3-ppo | 1.00 (" in text
+    assert "| rllib-ppo | 0.00 (1 seed) |" in text
+    assert "| sb3-ppo | 1.00 (1 seed) |" in text
 
 
 @pytest.mark.slow
@@ -254,7 +267,7 @@ def test_signal_is_measured_before_and_after_learning(monkeypatch: pytest.Monkey
     assert [len(point["lengths"]) for point in points] == [4 * 26] * 3
     for point in points:
         assert point["estimates"].keys() == protocol.ADVANTAGES.keys()
-        assert point["estimates"]["time"]["cosine"] == pytest.approx(1.0, abs=1e-6)
+        assert -1.0 <= point["estimates"]["time"]["cosine"] <= 1.0
         assert all(np.isfinite(list(found.values())).all() for found in point["estimates"].values())
 
 
@@ -262,15 +275,14 @@ def test_signal_to_noise_of_a_known_distribution() -> None:
     """A mean of squared length 25 in noise of 100 dimensions with variance 4 each."""
     rng, mean = np.random.default_rng(0), np.eye(100)[0] * 5.0
     gradients = mean + 2.0 * rng.normal(size=(2000, 100))
-    found = signal_to_noise.signal(gradients, mean)
+    found = signal_to_noise.signal(gradients, gradients)
     assert found["signal_to_noise"] == pytest.approx(25 / 400, rel=0.05)
-    assert found["cosine"] > 0.99
-    # Noise alone has no signal, however few groups there are.
-    nothing = [
-        signal_to_noise.signal(rng.normal(size=(8, 100)), mean)["signal_to_noise"]
-        for _ in range(200)
-    ]
-    assert np.mean(nothing) < 0.01
+    assert found["cosine"] > 0.97
+    # Noise alone has no signal, however few groups there are, and says nothing of a direction.
+    noise = [rng.normal(size=(8, 100)) for _ in range(200)]
+    nothing = [signal_to_noise.signal(rows, rows) for rows in noise]
+    assert np.mean([one["signal_to_noise"] for one in nothing]) < 0.01
+    assert abs(np.mean([one["cosine"] for one in nothing])) < 0.02
 
 
 def test_every_experiment_has_cells_and_none_twice() -> None:

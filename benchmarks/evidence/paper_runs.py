@@ -45,7 +45,9 @@ def _ppo_config(cell: Cell, task: PaperTask) -> AlgorithmConfig:
     config = ppo_config(cell.group_size, task.is_continuous, normalizes=task.is_continuous)
     settings = {**task.ppo(cell.group_size), "gamma": task.gamma}
     del settings["num_envs"]  # As many as the group has rollouts.
-    return config.training(**settings | {"lr": rllib_runs.schedule(settings["lr"], cell)})
+    return config.training(
+        **settings | {"lr": rllib_runs.schedule(settings["lr"], cell.num_env_steps)}
+    )
 
 
 def _gpg_config(cell: Cell, task: PaperTask) -> GPGConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from benchmarks.evidence import costs
 from benchmarks.evidence.protocol import (
     CONTENDERS,
     GPG,
+    GPG_PAPER,
+    HELD_OUT,
     PPO_LAMBDA_1,
     RLLIB_PPO,
     SB3_PPO,
@@ -36,9 +39,13 @@ from benchmarks.evidence.tables import (
     final,
     markdown,
     mean_at_the_end,
+    spread,
 )
 
 PAGE = reporting.DOCS / "results" / "ppo.md"
+HOW = ("sampled", "greedy")
+# Fewer runs on a task say nothing of how they vary.
+MIN_SEEDS = 3
 # Contenders that have all tasks.
 EVERYWHERE = tuple(name for name in CONTENDERS if name != PPO_LAMBDA_1)
 PICTURES = {
@@ -61,30 +68,39 @@ def runs_of_ppo() -> Runs:
 
 
 def at_equal_time(ours: list[Result], theirs: list[Result]) -> tuple[np.ndarray, np.ndarray]:
-    """The returns of both when the one that is through first is through, in CPU time."""
+    """The returns of both when the one that is through first is through, in CPU time.
+
+    All runs of that one are whole; the other's are cut at its mean time.
+    """
 
     def mean_seconds(results: list[Result]) -> float:
         return float(np.mean([result["curve"]["cpu_seconds"][-1] for result in results]))
 
+    def returns(results: list[Result], seconds: float) -> np.ndarray:
+        limit = seconds if mean_seconds(results) > seconds else math.inf
+        return np.array([return_until(result, limit) for result in results])
+
     seconds = min(mean_seconds(ours), mean_seconds(theirs))
-    both = ([return_until(r, seconds) for r in results] for results in (ours, theirs))
-    return np.array(next(both)), np.array(next(both))
+    return returns(ours, seconds), returns(theirs, seconds)
 
 
-def compare(runs: Runs, ours: str, theirs: str) -> dict[str, Estimate]:
+def compare(runs: Runs, tasks: Sequence[str], ours: str, theirs: str) -> dict[str, Estimate]:
     """How probable it is that ours is better, at equal env steps and at equal CPU time."""
-    tasks = runs[ours].keys() & runs[theirs].keys()
-    steps: tuple[dict[str, np.ndarray], ...] = ({}, {})
-    time: tuple[dict[str, np.ndarray], ...] = ({}, {})
-    for env in sorted(tasks):
-        pair = runs[ours][env], runs[theirs][env]
-        for scores, results in zip(steps, pair, strict=True):
-            scores[env] = np.array([at_the_end(result) for result in results])
-        for scores, values in zip(time, at_equal_time(*pair), strict=True):
-            scores[env] = values
+    pairs = {env: (runs[ours][env], runs[theirs][env]) for env in tasks}
+
+    def at_equal_steps(how: str) -> Estimate:
+        both = (
+            {env: np.array([at_the_end(r, how) for r in pair[i]]) for env, pair in pairs.items()}
+            for i in (0, 1)
+        )
+        return probability_of_improvement(*both)
+
+    times = {env: at_equal_time(*pair) for env, pair in pairs.items()}
+    by_time = ({env: values[i] for env, values in times.items()} for i in (0, 1))
     return {
-        "env steps": probability_of_improvement(*steps),
-        "CPU time": probability_of_improvement(*time),
+        "sampled": at_equal_steps("sampled"),
+        "greedy": at_equal_steps("greedy"),
+        "CPU time": probability_of_improvement(*by_time),
     }
 
 
@@ -120,33 +136,56 @@ def table_of_published(runs: Runs) -> str:
 
 
 def table_of_comparisons(runs: Runs) -> str:
-    """Who is better over all tasks, as far as both have been run."""
+    """Who is better over tasks, as far as both have been run: all, and those not chosen by."""
     rows = []
     for theirs in (name for name in CONTENDERS if name != GPG):
-        if runs[GPG].keys() & runs[theirs].keys():
-            found = compare(runs, GPG, theirs)
-            rows.append([theirs, _interval(found["env steps"]), _interval(found["CPU time"])])
-    return markdown([f"`{GPG}` against", "at equal env steps", "at equal CPU time"], rows)
+        for which, among in (("all", tuple(TASKS)), ("held out", HELD_OUT)):
+            tasks = [env for env in among if env in runs[GPG] and env in runs[theirs]]
+            if tasks:
+                found = compare(runs, tasks, GPG, theirs)
+                seeds = min(len(runs[name][env]) for name in (GPG, theirs) for env in tasks)
+                shown = [_interval(estimate, seeds) for estimate in found.values()]
+                rows.append([theirs, f"{which}: {len(tasks)}", *shown])
+    head = ["at equal env steps", "with the likeliest actions", "at equal CPU time"]
+    return markdown([f"`{GPG}` against", "tasks", *head], rows)
 
 
 def table_of_interquartile_means(runs: Runs) -> str:
-    """Over the tasks that all of `EVERYWHERE` have been run on; 1 is the best one's mean."""
-    tasks = set.intersection(*(set(runs[name]) for name in EVERYWHERE))
-    if not tasks:
+    """Over tasks and seeds that all of `EVERYWHERE` have been run on; 1 is the best one's mean."""
+    tasks = sorted(set.intersection(*(set(runs[name]) for name in EVERYWHERE)))
+    seeds = common_seeds([runs[name][env] for name in EVERYWHERE for env in tasks])
+    if not seeds:
         return "Not run on any task by all."
-    worst = {env: _untrained(runs[GPG][env]) for env in tasks}
-    best = {env: max(mean_at_the_end(runs[name][env]) for name in EVERYWHERE) for env in tasks}
+    alike = {
+        name: {env: [r for r in runs[name][env] if seed_of(r) in seeds] for env in tasks}
+        for name in EVERYWHERE
+    }
+    worst = {env: _untrained(alike[GPG_PAPER][env]) for env in tasks}
 
-    def scores(name: str) -> Scores:
-        finals = {env: np.array([*map(at_the_end, runs[name][env])]) for env in sorted(tasks)}
+    def scores(name: str, how: str) -> Scores:
+        best = {
+            env: max(mean_at_the_end(alike[other][env], how) for other in EVERYWHERE)
+            for env in tasks
+        }
+        finals = {env: np.array([at_the_end(r, how) for r in alike[name][env]]) for env in tasks}
         return normalized(finals, worst, best)
 
-    rows = [[name, _interval(interquartile_mean(scores(name)))] for name in EVERYWHERE]
-    return markdown(["contender", f"interquartile mean over {len(tasks)} tasks"], rows)
+    rows = [
+        [
+            name,
+            *(
+                _interval(interquartile_mean(scores(name, how)), len(seeds))
+                for how in ("sampled", "greedy")
+            ),
+        ]
+        for name in EVERYWHERE
+    ]
+    of = f"{_count(len(tasks), 'task')}, {_count(len(seeds), 'seed')}"
+    return markdown(["contender", of, "with the likeliest actions"], rows)
 
 
 def table_of_losses(runs: Runs) -> str:
-    """The tasks on which the mean of a PPO is above that of GPG as recommended."""
+    """Where the mean of a PPO is above that of GPG as recommended, in one way or another."""
     if not runs[GPG]:
         return "Not run yet."
     rows = []
@@ -154,9 +193,17 @@ def table_of_losses(runs: Runs) -> str:
         own = runs[GPG].get(env)
         for name in (RLLIB_PPO, SB3_PPO):
             theirs = runs[name].get(env)
-            if own and theirs and mean_at_the_end(theirs) > mean_at_the_end(own):
-                rows.append([env, name, final(theirs), final(own)])
-    return markdown(["task", "behind", "theirs", GPG], rows) if rows else "Nowhere so far."
+            if not (own and theirs):
+                continue
+            timed = at_equal_time(theirs, own)
+            ways = [
+                *([[at_the_end(r, how) for r in of] for of in (theirs, own)] for how in HOW),
+                [values.tolist() for values in timed],
+            ]
+            if any(np.mean(other) > np.mean(mine) for other, mine in ways):
+                rows.append([env, name, *(f"{spread(a)} / {spread(b)}" for a, b in ways)])
+    head = ["at equal env steps", "with the likeliest actions", "at equal CPU time"]
+    return markdown(["task", "PPO", *head], rows) if rows else "Nowhere so far."
 
 
 def write() -> None:
@@ -193,10 +240,27 @@ def write() -> None:
     reporting.write_pictures(PAGE, PICTURES)
 
 
+def seed_of(result: Result) -> int:
+    """The seed of a run."""
+    return int(result["cell"]["seed"])
+
+
+def common_seeds(groups: Sequence[list[Result]]) -> set[int]:
+    """The seeds that all groups of runs have."""
+    return set.intersection(*({*map(seed_of, results)} for results in groups)) if groups else set()
+
+
 def _untrained(results: list[Result]) -> float:
-    # Of GPG's first groups: whole episodes, while PPO's first steps end short ones only, or none.
+    # Of first groups of whole episodes: rollouts, and PPO's first steps, end short ones, or none.
+    assert all(result["curve"]["episodes"][0] for result in results)
     return float(np.mean([result["curve"]["return"][0] for result in results]))
 
 
-def _interval(estimate: Estimate) -> str:
+def _interval(estimate: Estimate, seeds: int) -> str:
+    if seeds < MIN_SEEDS:  # There is next to nothing to resample.
+        return f"{estimate.value:.2f} ({_count(seeds, 'seed')})"
     return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -112,6 +112,8 @@ TASKS = {
     "HalfCheetah-v5": mujoco(never_ends=True),
     "Ant-v5": mujoco(),
 }
+# Those that have had no part in the choice of GPG's settings.
+HELD_OUT = ("Acrobot-v1", "Pendulum-v1", "Ant-v5")
 EXPERIMENTS = ("ppo", "ladder", "groups", "alone")
 LADDER_TASKS = ("LunarLander-v3", "Hopper-v5", "HalfCheetah-v5")
 # Seeds of the experiments beside `ppo`.

@@ -16,6 +16,7 @@ from benchmarks.cells import Cell
 from benchmarks.evidence.cleanrl import HIDDENS, ppo_config
 from benchmarks.evidence.protocol import (
     EVALUATION_EPISODES,
+    FOLDERS,
     GPG_SETTINGS,
     PPO_LAMBDA_1,
     TASKS,
@@ -63,14 +64,17 @@ def config_of(cell: Cell) -> AlgorithmConfig:
         settings = {**task.ppo, **({"lambda_": 1.0} if cell.contender == PPO_LAMBDA_1 else {})}
         config = ppo_config(settings.pop("num_envs"), task.is_continuous, task.ppo_normalizes)
     config.environment(cell.env)
-    return config.training(**settings | {"lr": schedule(settings["lr"], cell)})
+    # A run that is cut short, to be timed alone, is the beginning of a whole one.
+    is_part = cell.experiment == FOLDERS["alone"]
+    num_env_steps = task.num_env_steps if is_part else cell.num_env_steps
+    return config.training(**settings | {"lr": schedule(settings["lr"], num_env_steps)})
 
 
-def schedule(lr: float | str, cell: Cell) -> float | list[list[float]]:
-    """A learning rate as RLlib takes it; `lin_0.001` falls from 0.001 to 0 over the run."""
+def schedule(lr: float | str, num_env_steps: int) -> float | list[list[float]]:
+    """A learning rate as RLlib takes it; `lin_0.001` falls from 0.001 to 0 over the env steps."""
     if isinstance(lr, float):
         return lr
-    return [[0, float(lr.removeprefix("lin_"))], [cell.num_env_steps, 0.0]]
+    return [[0, float(lr.removeprefix("lin_"))], [num_env_steps, 0.0]]
 
 
 def gpg_config(group_size: int, is_continuous: bool) -> GPGConfig:

@@ -17,7 +17,7 @@ from ray.rllib.core.columns import Columns
 from benchmarks.cells import Cell
 from benchmarks.evidence.protocol import ADVANTAGES, LADDER_TASKS, TASKS
 
-EXPERIMENT, CONTENDER, SEED = "signal", "ridge-0.98", 0
+EXPERIMENT, CONTENDER, SEED = "signal", "ridge-0.98", 100
 GROUP_SIZE, NUM_ENV_STEPS, POINTS = 4, 200_000, 3
 # Groups that the gradient is estimated from, after some that regressions learn from.
 GROUPS, FIRST_GROUPS = 64, 10
@@ -67,26 +67,32 @@ def measure(algo: Any, gamma: float) -> dict[str, Any]:
         name: np.array(list(_gradients(module, groups, gamma, settings)))
         for name, settings in ADVANTAGES.items()
     }
-    reference = gradients["time"].mean(0)
+    unbiased = gradients["time"]
     return {
         "lengths": [len(episode) for episode in episodes],
-        "estimates": {name: signal(rows, reference) for name, rows in gradients.items()},
+        "estimates": {name: signal(rows, unbiased) for name, rows in gradients.items()},
     }
 
 
-def signal(gradients: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Signal to noise of one group's gradient, and which way the mean of all of them points.
+def signal(gradients: np.ndarray, unbiased: np.ndarray) -> dict[str, float]:
+    """Signal to noise of one group's gradient, and which way the mean of half of them points.
 
     Args:
         gradients: One per group, [groups, parameters].
-        reference: A gradient that isn't biased, [parameters].
+        unbiased: Estimates from the same groups that aren't biased, [groups, parameters]. The
+            cosine is to their mean over the other half, with which they have no noise in common.
     """
     mean = gradients.mean(0)
     noise = float(np.square(gradients - mean).sum() / (len(gradients) - 1))
     # Of the squared length of the mean, this much is noise that hasn't averaged out.
     square = max(0.0, float(mean @ mean) - noise / len(gradients))
-    cosine = float(mean @ reference / (np.linalg.norm(mean) * np.linalg.norm(reference)))
+    halves = [(gradients[i::2].mean(0), unbiased[1 - i :: 2].mean(0)) for i in (0, 1)]
+    cosine = float(np.mean([_cosine(*pair) for pair in halves]))
     return {"signal_to_noise": square / noise, "cosine": cosine}
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
 
 
 def _gradients(module: Any, groups: list[Any], gamma: float, settings: dict[str, Any]) -> Any:

@@ -22,9 +22,9 @@ def at_the_end(result: Result, how: str = "sampled") -> float:
     return float(np.mean(result["evaluation"][how]))
 
 
-def mean_at_the_end(results: Sequence[Result]) -> float:
+def mean_at_the_end(results: Sequence[Result], how: str = "sampled") -> float:
     """The mean of some runs."""
-    return float(np.mean([*map(at_the_end, results)]))
+    return float(np.mean([at_the_end(result, how) for result in results]))
 
 
 def final(results: Sequence[Result], digits: int = 0, how: str = "sampled") -> str:
