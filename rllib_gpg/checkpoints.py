@@ -100,8 +100,9 @@ def check_checkpoint(
     # A process that was killed while it saved leaves the earlier checkpoint, and this.
     files = [file for file in files if root / _UNFINISHED not in file.parents]
     states = {f for f in files if f.stem.endswith("state") and f.suffix in (".pkl", ".msgpack")}
-    # RLlib writes the metadata of each part first and its state last.
-    parts = {root, *(file.parent for file in files if file.name in _METADATA)}
+    # RLlib writes the metadata of each part first and its state last; a user's may be beside it.
+    metadata = [file for file in files if file.name in _METADATA]
+    parts = {root, *(file.parent for file in metadata if _is_rllibs(file, filesystem))}
     for part in sorted(parts - {state.parent for state in states}):
         raise _not_whole(path, f"{part} has no state")
     modules = root / _MODULES
@@ -177,6 +178,16 @@ def _located(
     if filesystem.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
         raise FileNotFoundError(f"There is no checkpoint at {path}: not a folder.")
     return filesystem, pathlib.PurePath(folder)
+
+
+def _is_rllibs(metadata: pathlib.PurePath, filesystem: pyarrow.fs.FileSystem) -> bool:
+    """Whether RLlib has written a file of metadata, or begun to."""
+    with filesystem.open_input_file(metadata.as_posix()) as stream:
+        content = stream.read()
+    try:
+        return "ray_version" in json.loads(content)
+    except ValueError:
+        return True
 
 
 def _check_file(file: pathlib.PurePath, filesystem: pyarrow.fs.FileSystem) -> None:

@@ -462,6 +462,21 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_of_it_restored(
     running.restore_from_path(checkpoint)
 
 
+def test_what_others_put_into_a_checkpoint_is_theirs(
+    tmp_path: Path, checkpoint: Path, running: GPG
+) -> None:
+    """An exported model, with metadata of its own; what RLlib has begun to write is refused."""
+    path = tmp_path / "with more"
+    shutil.copytree(checkpoint, path)
+    exported = path / "exported" / "metadata.json"
+    exported.parent.mkdir()
+    exported.write_text('{"format": "onnx"}')
+    running.restore_from_path(path)
+    exported.write_text('{"ray_version": "2')
+    with pytest.raises(ValueError, match=r"exported has no state"):
+        running.restore_from_path(path)
+
+
 @pytest.mark.parametrize("file", ["class_and_ctor_args.pkl", "rllib_checkpoint.json"])
 @pytest.mark.parametrize("damage", [Path.unlink, lambda file: os.truncate(file, 100)])
 def test_a_checkpoint_without_its_config_is_refused(

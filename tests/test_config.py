@@ -810,3 +810,33 @@ def test_search_spaces_pass_the_setters_unharmed() -> None:
         else:
             assert type(as_dict[name]) is type(space)
             assert as_dict[name].domain_str == space.domain_str
+
+
+def test_the_mode_of_vector_envs_may_be_gymnasiums_enum() -> None:
+    """As RLlib's docstring asks for it."""
+    config = cartpole().env_runners(
+        gym_env_vectorize_mode=gym.VectorizeMode.SYNC,
+        batch_mode="truncate_episodes",
+        rollout_fragment_length=8,
+        num_envs_per_env_runner=64,
+    )
+    config.training(group_size=4).validate()
+    config.env_runners(gym_env_vectorize_mode=gym.VectorizeMode.ASYNC)
+    with pytest.raises(ValueError, match="one by one"):
+        config.validate()
+
+
+def test_env_runners_of_an_evaluation_by_episodes_sample_groups() -> None:
+    config = cartpole().evaluation(
+        evaluation_interval=1,
+        evaluation_config=PPOConfig.overrides(env_runner_cls=SingleAgentEnvRunner),
+    )
+    with pytest.raises(ValueError, match="`env_runner_cls` must be GroupEnvRunner"):
+        config.validate()
+    config.evaluation(evaluation_duration_unit="timesteps").validate()
+
+
+def test_envs_that_failed_are_not_replaced_by_other_episodes() -> None:
+    config = cartpole().fault_tolerance(restart_failed_sub_environments=True)
+    with pytest.raises(ValueError, match=r"favours those that don't fail.*`max_share_failures`"):
+        config.validate()

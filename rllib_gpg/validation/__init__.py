@@ -108,7 +108,13 @@ def _check_evaluation(config: AlgorithmConfig) -> None:
         unknown = "Unknown settings in `evaluation_config`"
         _refuse(names.unknown_keys(config, config.evaluation_config, unknown))
     evaluation_config = config.get_evaluation_config_object()
-    _refuse(modules.critic_settings(evaluation_config, " in `evaluation_config`"))
+    _refuse(
+        modules.critic_settings(evaluation_config, " in `evaluation_config`"),
+        # Evaluation by episodes is as exact as groups are, by the same env runners.
+        env_runners.of_the_class(evaluation_config)
+        if config.evaluation_interval and config.evaluation_duration_unit == "episodes"
+        else (),
+    )
 
 
 def _of_one_module(config: AlgorithmConfig, of: str) -> Iterable[str]:

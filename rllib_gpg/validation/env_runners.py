@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 
+import gymnasium as gym
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -14,6 +15,8 @@ from rllib_gpg.sampling.group import num_envs_of_rollouts
 from rllib_gpg.validation.checks import is_count
 
 _SECONDS_TO_START = 120.0
+# RLlib takes both.
+_SYNC = ("sync", gym.VectorizeMode.SYNC)
 
 
 def problems(config: AlgorithmConfig) -> Iterator[str]:
@@ -46,12 +49,12 @@ def why_none_starts(config: AlgorithmConfig) -> Exception:
 
 def _sampling(config: AlgorithmConfig) -> Iterator[str]:
     limit, mode = config.max_episode_steps, config.gym_env_vectorize_mode
-    if config.is_multi_agent and mode != "sync":
+    if config.is_multi_agent and mode not in _SYNC:
         yield (
             f"`gym_env_vectorize_mode={mode!r}` is for single-agent envs. RLlib steps multi-agent "
             "envs one by one ('sync'); remove the setting."
         )
-    if limit is not None and mode != "sync":
+    if limit is not None and mode not in _SYNC:
         yield (
             f"`max_episode_steps` can't cut the episodes of envs with `gym_env_vectorize_mode="
             f"{mode!r}`, only of those that gymnasium steps one by one ('sync'). Build the limit "
@@ -78,6 +81,17 @@ def _sampling(config: AlgorithmConfig) -> Iterator[str]:
             "(IMPALA, APPO). GPG sends weights and connector states along with each share of a "
             "group; remove the setting."
         )
+    if config.restart_failed_sub_environments:
+        yield (
+            "`restart_failed_sub_environments=True` begins another episode where an env fails, "
+            "which favours those that don't fail. GPG samples a share whose env has failed again, "
+            "up to `max_share_failures` times; remove the setting."
+        )
+    yield from of_the_class(config)
+
+
+def of_the_class(config: AlgorithmConfig) -> Iterator[str]:
+    """Yields a sentence if the class of env runners isn't one that samples groups."""
     needed = MultiAgentGroupEnvRunner if config.is_multi_agent else GroupEnvRunner
     runner_class = config.env_runner_cls
     if not (isinstance(runner_class, type) and issubclass(runner_class, needed)):
@@ -91,7 +105,7 @@ def _sampling(config: AlgorithmConfig) -> Iterator[str]:
 
 def _starts(config: AlgorithmConfig) -> Iterator[str]:
     which = f"`episodes_per_start` = {config.episodes_per_start}"
-    if config.gym_env_vectorize_mode != "sync" and not config.is_multi_agent:
+    if config.gym_env_vectorize_mode not in _SYNC and not config.is_multi_agent:
         yield (
             f"{which} needs envs that gymnasium resets one by one "
             "(`gym_env_vectorize_mode='sync'`), since native and asynchronous vector envs begin "
@@ -107,7 +121,7 @@ def _starts(config: AlgorithmConfig) -> Iterator[str]:
 def _rollouts(config: AlgorithmConfig) -> Iterator[str]:
     if config.is_multi_agent:
         yield "`batch_mode='truncate_episodes'` is for single agents. Remove the setting."
-    if config.gym_env_vectorize_mode != "sync":
+    if config.gym_env_vectorize_mode not in _SYNC:
         yield (
             "`batch_mode='truncate_episodes'` needs envs that gymnasium steps one by one "
             "(`gym_env_vectorize_mode='sync'`): whichever env runner goes on with an episode must "

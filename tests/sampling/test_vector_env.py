@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium.wrappers.vector import DictInfoToList
+from ray.rllib.connectors.env_to_module import FlattenObservations
 from ray.tune import register_env
 
 from rllib_gpg.sampling import GroupEnvRunner
 from rllib_gpg.sampling.rollout.vector_env import list_infos
-from tests.envs import NativeVector
-from tests.helpers import fingerprint, small_config
+from tests.envs import NativeVector, ShortOrLong
+from tests.helpers import built, fingerprint, sample_group, small_config
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,36 @@ def test_idle_rows_do_not_make_seeded_shares_differ() -> None:
         runner._num_sample_calls = 0
         groups.append(fingerprint(runner.sample(num_episodes=2)))
     assert groups[0] == groups[1] == groups[2]
+
+
+class SameInfo(ShortOrLong):
+    """Fills one dict, and an array in it, at every step."""
+
+    def __init__(self, config: Any = None):
+        super().__init__(config)
+        self.info: dict[str, Any] = {"of": {"counts": np.zeros(1)}}
+
+    def reset(self, **kwargs: Any) -> Any:
+        observation, _ = super().reset(**kwargs)
+        self.info["of"]["counts"][0] = self.info["t"] = 0
+        return observation, self.info
+
+    def step(self, action: Any) -> Any:
+        *step, _ = super().step(action)
+        self.info["of"]["counts"][0] = self.info["t"] = self.info["t"] + 1
+        return *step, self.info
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("in_columns", [True, False])
+def test_infos_are_those_of_their_steps_also_of_envs_that_reuse_one(in_columns: bool) -> None:
+    """RLlib's vector env copies them as well."""
+    config = small_config(SameInfo)
+    if not in_columns:
+        config.env_runners(env_to_module_connector=lambda *_, **__: FlattenObservations())
+    with built(config) as algo:
+        for episode in sample_group(algo):
+            infos = episode.get_infos()
+            expected = list(range(len(episode) + 1))
+            assert [info["t"] for info in infos] == expected
+            assert [info["of"]["counts"][0] for info in infos] == expected

@@ -72,7 +72,7 @@ class SubEnvs:
         """Resets each env in `starting` with its own seed."""
         results = [self._envs[index].reset(seed=seed) for index, seed in starting.items()]
         observations = self._batch([observation for observation, _ in results])
-        return Resets(observations, [info for _, info in results])
+        return Resets(observations, [_kept(info) for _, info in results])
 
     def step(self, stepping: np.ndarray, actions: Any, starting: Seeded) -> tuple[Steps, Resets]:
         """Steps the envs `stepping` and resets those in `starting`."""
@@ -89,7 +89,7 @@ class SubEnvs:
             np.array(rewards, np.float64),
             np.array(terminateds, np.bool_),
             np.array(truncateds, np.bool_),
-            list(infos) if any(infos) else None,
+            [_kept(info) for info in infos] if any(infos) else None,
         )
         return steps, self.reset(starting)
 
@@ -115,6 +115,13 @@ class SubEnvs:
     def _batch(self, observations: Sequence[Any]) -> Any:
         out = create_empty_array(self._observation_space, n=len(observations))
         return concatenate(self._observation_space, observations, out) if observations else out
+
+
+def _kept(info: Any) -> Any:
+    """An info as it is now: an env may fill the same dict at every step."""
+    if isinstance(info, dict):
+        return {name: _kept(value) for name, value in info.items()}
+    return info.copy() if isinstance(info, np.ndarray) else info
 
 
 class WholeVectorEnv:
