@@ -97,8 +97,9 @@ class Connectors:
     def _begin_with(self, states: ConnectorStates) -> None:
         self.set_states(states)
         for name, piece in self._pieces().items():
-            if name not in states:
-                # It had no state then, but may have got one at its first call.
+            # It had no state then, but may have got one at its first call. A filter that is frozen,
+            # in a pipeline for evaluation mostly, hasn't, and refuses to be reset.
+            if name not in states and not _is_frozen(piece):
                 piece.reset_state()
 
     def _pieces(self) -> dict[str, ConnectorV2]:
@@ -122,6 +123,10 @@ class Connectors:
         for path, pipeline in self._pipelines.items():
             add(path, pipeline)
         return pieces
+
+
+def _is_frozen(piece: ConnectorV2) -> bool:
+    return isinstance(piece, MeanStdFilter) and not piece._update_stats
 
 
 def _takes_an_empty_state(piece: ConnectorV2) -> bool:

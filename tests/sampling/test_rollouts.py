@@ -404,6 +404,28 @@ def test_callbacks_see_each_episode_start_and_end_once() -> None:
     assert sorted(Starts.calls) == ["end after 10"] * 12 + ["start"] * 12
 
 
+class Sum(RLlibCallback):
+    """Adds up over the pieces of an episode what it is worth."""
+
+    found: list[tuple[float, int]] = []  # noqa: RUF012
+
+    def on_episode_step(self, *, episode: Any, **kwargs: Any) -> None:
+        data = episode.custom_data
+        data["steps"] = data.get("steps", 0) + 1
+
+    def on_episode_end(self, *, episode: Any, prev_episode_chunks: Any, **kwargs: Any) -> None:
+        self.found.append((episode.custom_data["steps"], len(prev_episode_chunks)))
+
+
+def test_what_a_callback_keeps_goes_along_with_an_episode() -> None:
+    """Its earlier pieces are gone by the end, on whichever env runner."""
+    Sum.found.clear()
+    with built(rollouts(Identity, num_steps=6).callbacks(Sum)) as algo:
+        for _ in range(5):
+            sample_group(algo)
+    assert Sum.found == [(10, 0)] * 12
+
+
 def test_recurrent_modules_go_on_with_their_state() -> None:
     config = rollouts(Identity, num_steps=7).rl_module(model_config=LSTM)
     with built(config) as algo:

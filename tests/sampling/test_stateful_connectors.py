@@ -26,7 +26,7 @@ from ray.rllib.utils.filter import RunningStat
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling import GroupEnvRunner
 from rllib_gpg.sampling.connector_states import Connectors, merge_mean_std_filters
-from tests.envs import MultiShortOrLong, ShortOrLong, Slow, Unreliable
+from tests.envs import Identity, MultiShortOrLong, ShortOrLong, Slow, Unreliable
 from tests.helpers import (
     built,
     fingerprint,
@@ -568,3 +568,26 @@ def test_a_state_server_is_refused() -> None:
     config = filtered(use_env_runner_state_server=True)
     with pytest.raises(ValueError, match="use_env_runner_state_server"):
         config.validate()
+
+
+def test_a_frozen_filter_that_only_evaluation_has_stays_as_it_is() -> None:
+    class Frozen(GroupEnvRunner):
+        """Builds a pipeline that the env runners for training don't have."""
+
+        def __init__(self, *, config: Any, **kwargs: Any):
+            config = config.copy(copy_frozen=False).env_runners(
+                env_to_module_connector=lambda env, spaces, device: MeanStdFilter(
+                    update_stats=False
+                )
+            )
+            super().__init__(config=config, **kwargs)
+
+    config = small_config(Identity).evaluation(
+        evaluation_interval=1,
+        evaluation_duration=2,
+        evaluation_config=GPGConfig.overrides(env_runner_cls=Frozen),
+    )
+    with built(config) as algo:
+        for _ in range(2):
+            result = algo.train()
+    assert result["evaluation"]["env_runners"]["num_episodes"] == 2
