@@ -465,9 +465,15 @@ class GPGConfig(AlgorithmConfig):
         # RLlib's evaluation by episodes drops the env runners that take longest. What a user sets
         # here stays; so does "auto", and evaluation by timesteps.
         if self.custom_evaluation_function in (None, evaluate_episodes):
-            by_episodes = self.evaluation_duration_unit == "episodes"
-            exact = by_episodes and self.evaluation_duration != "auto"
+            exact = self.evaluates_exactly
             self.custom_evaluation_function = evaluate_episodes if exact else None
+
+    @property
+    def evaluates_exactly(self) -> bool:
+        """Whether evaluations are of so many episodes, sampled as groups are."""
+        by_episodes = self.evaluation_duration_unit == "episodes"
+        is_ours = self.custom_evaluation_function in (None, evaluate_episodes)
+        return is_ours and by_episodes and self.evaluation_duration != "auto"
 
     @override(AlgorithmConfig)
     def get_default_rl_module_spec(self) -> RLModuleSpec:

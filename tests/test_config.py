@@ -833,7 +833,11 @@ def test_env_runners_of_an_evaluation_by_episodes_sample_groups() -> None:
     )
     with pytest.raises(ValueError, match="`env_runner_cls` must be GroupEnvRunner"):
         config.validate()
-    config.evaluation(evaluation_duration_unit="timesteps").validate()
+    # Others are by whichever env runners RLlib's evaluation, or a user's, takes.
+    config.copy().evaluation(evaluation_duration_unit="timesteps").validate()
+    auto = {"evaluation_duration": "auto", "evaluation_parallel_to_training": True}
+    config.copy().evaluation(evaluation_num_env_runners=1, **auto).validate()
+    config.copy().evaluation(custom_evaluation_function=lambda algo, runners: ({}, 0, 0)).validate()
 
 
 def test_envs_that_failed_are_not_replaced_by_other_episodes() -> None:

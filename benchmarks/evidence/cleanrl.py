@@ -3,7 +3,8 @@
 CleanRL's heads are initialised with gains of 0.01 (policy) and 1 (value), its Adam has an epsilon
 of 1e-5, it shuffles from the first epoch on, and normalises advantages in each minibatch. RLlib
 goes through the first epoch as it has sampled: pieces of ended episodes first, those that go on
-last. On CartPole that costs PPO half of its return. What stays RLlib's: `docs/results/protocol.md`.
+last. On CartPole the two cost PPO two fifths of its return: `docs/results/protocol.md` has the
+figures, and says what stays RLlib's.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def _check_evaluation(config: AlgorithmConfig) -> None:
         modules.critic_settings(evaluation_config, " in `evaluation_config`"),
         # Evaluation by episodes is as exact as groups are, by the same env runners.
         env_runners.of_the_class(evaluation_config)
-        if config.evaluation_interval and config.evaluation_duration_unit == "episodes"
+        if config.evaluation_interval and config.evaluates_exactly
         else (),
     )
 
