@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import numpy as np
 
-STRENGTHS = [math.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03]
+STRENGTHS = [math.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001]
 
 
 def naive_ridge(groups, *, gamma, lambda_, binning, num_features, decay, seed=0):
@@ -105,15 +105,21 @@ def mean_and_std(seen):
 def features_of(seen, num_features, seed):
     mean, std = mean_and_std(seen)
     rng = np.random.default_rng(seed)
-    w = rng.standard_normal((num_features, len(mean))) / np.sqrt(len(mean))
-    u = rng.uniform(-1.0, 1.0, num_features)
+    w = rng.standard_normal((num_features, len(mean))) / (2 * np.pi * 1.4 * np.sqrt(len(mean)))
+    u = rng.uniform(0.0, 1.0, num_features)
 
     def phi_of(numbers):
         z = [(x - m) / s if s > 0 else 0.0 for x, m, s in zip(numbers, mean, std, strict=True)]
         z = np.clip(z, -5.0, 5.0)
-        return np.array([*z, *z**2, *[h / (1 + abs(h)) for h in w @ z + u]])
+        return np.array([*z, *z**2, *[wave(h) for h in w @ z + u]])
 
     return phi_of
+
+
+def wave(h):
+    """A sine of period 1, drawn with parabolas."""
+    f = h - round(h)
+    return 16 * f * (0.5 - abs(f))
 
 
 def ridge_weights(gram, product, steps, rho, num_features):

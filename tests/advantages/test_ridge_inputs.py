@@ -156,10 +156,12 @@ def test_settings_that_cannot_be_meant_are_refused(settings):
 @pytest.mark.parametrize("size", [1e3, 1e5, 1e7])
 def test_one_wild_observation_is_not_all_that_is_seen(size):
     groups = random_groups(0, 20, lengths=[20] * 8)
+    plain = estimates(groups, baseline="ridge", gamma=0.0)
     groups[3][0][0][5] *= size
     groups[3][0][0][5] += size
     found = estimates(groups, baseline="ridge", gamma=0.0)
-    assert found[3].baseline_explained_variance < 0.9  # the wild one is not explained itself
+    # The wild one is not explained itself.
+    assert found[3].baseline_explained_variance < plain[3].baseline_explained_variance - 0.01
     assert found[8].baseline_explained_variance > 0.8
 
 

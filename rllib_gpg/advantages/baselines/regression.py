@@ -19,7 +19,8 @@ from rllib_gpg.advantages.grouping import BinnedGroup, differs_from_previous
 from rllib_gpg.advantages.inputs import FloatArray
 
 # The candidates for rho. Of equally good ones the first is taken: infinite, which is plain bins.
-STRENGTHS = np.array([np.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03])
+# The small ones are for many features: 512 of them explain most with the smallest.
+STRENGTHS = np.array([np.inf, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001])
 
 # A feature that varies less than this within bins (mean square; features are of size 1) is a
 # function of the bin, but for rounding errors.
@@ -87,14 +88,13 @@ class GroupSums:
     def within_bins(self, mean_BX: FloatArray) -> NormalEquations:
         """Returns what the sums are of x~, that is x minus the mean of its bin.
 
-        sum of x~.x~' = sum of x.x' - sum over bins of (e.m' + m.e' - count m.m'), e = every
+        sum of x~.x~' = sum of x.x' - k - k', k = sum over bins of (e - count m / 2).m', e = every
 
         Args:
             mean_BX: The means m, in general those of more groups than this one.
         """
-        crossed_XX = self.every.T @ mean_BX
-        squares_XX = (self.counts[:, None] * mean_BX).T @ mean_BX
-        within_XX = self.products - crossed_XX - crossed_XX.T + squares_XX
+        k_XX = (self.every - 0.5 * self.counts[:, None] * mean_BX).T @ mean_BX
+        within_XX = self.products - k_XX - k_XX.T
         return NormalEquations(within_XX[1:, 1:], within_XX[1:, 0], float(self.counts.sum()))
 
 

@@ -153,7 +153,7 @@ class RidgeBaseline(Baseline):
             return both
 
         # For every rho: w.phi of every step, b of its bin, and R - v for v = w.phi + b.
-        weight_FC = earlier.equations.solved()
+        weight_FC = earlier.weights
         beside = _residuals(bins, weight_FC).rows_of(group.bin_keys)
         count_B = beside.counts + group.counts
         kept_B, alone_S = most_visited(count_B, 1 + len(phi)), group.alone(beside.counts)
@@ -175,11 +175,13 @@ class RidgeBaseline(Baseline):
         equations = sums.within_bins(mean_BX)
         sums.first[:, 0] += level * entry_B
         current = CarriedBins(key_BK, entry_B, sums.first)
+        equations = earlier.equations.and_then(equations, sqrt(self.decay))
         now = _Memory(
             kind=earlier.kind,
             moments=moments,
             bins=bins.and_then(current, self.decay) if group.keys_last else bins,
-            equations=earlier.equations.and_then(equations, sqrt(self.decay)),
+            equations=equations,
+            weights=equations.solved(),
             errors=sqrt(self.decay) * (earlier.errors + error_C),
             range=(
                 min(earlier.range[0], float(returns.min())),
@@ -207,7 +209,7 @@ class RidgeBaseline(Baseline):
         earlier = self._recall(memory, x_ND.shape[1])
         if earlier.moments is None:
             return value_N
-        weight_F = earlier.equations.solved()[:, [earlier.chosen]]
+        weight_F = earlier.weights[:, [earlier.chosen]]
         residuals = _residuals(earlier.bins, weight_F)
         phi = Features(earlier.moments, self.num_features, self.seed)
         if group.counts_time:
@@ -243,6 +245,7 @@ class _Memory:
     moments: Moments | None
     bins: CarriedBins  # sums of R and of phi
     equations: NormalEquations
+    weights: FloatArray  # [F, C], what follows from them for every rho
     errors: FloatArray  # of every rho in predicting each group with the weights before it
     range: tuple[float, float]  # of returns
 
@@ -258,18 +261,27 @@ class _Memory:
             None,
             CarriedBins.none(1 + num_features),
             NormalEquations.none(num_features),
+            np.zeros((num_features, len(STRENGTHS))),
             np.zeros(len(STRENGTHS)),
             (np.inf, -np.inf),
         )
 
     @classmethod
     def unpacked(cls, packed: dict[str, Any]) -> Self:
+        equations, errors = NormalEquations(**packed["equations"]), packed["errors"]
+        weights = packed.get("weights")
+        if weights is None:
+            # Of a version that had no weights here, and only the strongest of the candidates: the
+            # others begin as good as the last one.
+            weights = equations.solved()
+            errors = np.pad(errors, (0, len(STRENGTHS) - len(errors)), mode="edge")
         return cls(
             tuple(packed["kind"]),
             Moments(**packed["moments"]),
             CarriedBins(**packed["bins"]),
-            NormalEquations(**packed["equations"]),
-            packed["errors"],
+            equations,
+            weights,
+            errors,
             tuple(packed["range"]),
         )
 
@@ -279,6 +291,7 @@ class _Memory:
             "moments": vars(self.moments),
             "bins": vars(self.bins),
             "equations": vars(self.equations),
+            "weights": self.weights,
             "errors": self.errors,
             "range": self.range,
         }
