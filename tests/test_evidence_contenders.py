@@ -14,6 +14,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from benchmarks.cells import Cell
 from benchmarks.evidence import cleanrl, protocol, rllib_runs
 from benchmarks.evidence.published import ZOO
+from rllib_gpg.advantages import RidgeBaseline
 
 
 class Ramp(gym.Env):
@@ -140,10 +141,11 @@ def test_rllibs_ppo_has_the_zoos_settings_where_cleanrl_has_none(env: str) -> No
     assert config.entropy_coeff == zoo.get("ent_coef", 0.0)
 
 
-def test_gpg_learns_from_rollouts_where_episodes_never_end() -> None:
+def test_gpg_learns_from_rollouts_where_actions_are_continuous() -> None:
     config = rllib_runs.config_of(Cell("x", "HalfCheetah-v5", protocol.ROLLOUTS, 8, 100, 8192))
-    assert (config.batch_mode, config.rollout_fragment_length) == ("truncate_episodes", 64)
+    assert (config.batch_mode, config.rollout_fragment_length) == ("truncate_episodes", 256)
     assert (config.group_size, config.lambda_, config.bootstrap_truncated) == (8, 0.95, True)
+    assert config.baseline == RidgeBaseline(num_features=512)
     assert config.lr == [[0, 3e-4], [8192, 0.0]]
 
 

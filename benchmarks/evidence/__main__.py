@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("experiments", nargs="*", choices=(*EXPERIMENTS, "all"), default="all")
     parser.add_argument("--envs", nargs="+", choices=ENVS, default=list(ENVS))
     parser.add_argument("--group-sizes", nargs="+", type=int, help="only those; PPO has 0")
+    parser.add_argument("--contenders", nargs="+", help="only those, by their files' names")
     parser.add_argument("--seeds", nargs="+", type=int, help="others than the protocol's")
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time")
     arguments = parser.parse_args()
@@ -34,6 +35,7 @@ def main() -> None:
         for env in arguments.envs
         for cell in cells_of(experiment, env, seeds)
         if cell.group_size in (arguments.group_sizes or [cell.group_size])
+        and cell.contender in (arguments.contenders or [cell.contender])
     ]
     # Seed by seed, so that what is there at any time is the same of all.
     cells = sorted(dict.fromkeys(cells), key=lambda cell: cell.seed)

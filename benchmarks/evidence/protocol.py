@@ -16,6 +16,7 @@ from benchmarks.evidence.published import (
     ZOO_LUNAR_LANDER,
     ZOO_PENDULUM,
 )
+from rllib_gpg.advantages import RidgeBaseline
 
 # Settings were chosen on seeds below.
 FIRST_SEED = 100
@@ -35,21 +36,24 @@ ADVANTAGES: dict[str, dict[str, Any]] = {
     "ridge-0.98": {"baseline": "ridge", "lambda_": 0.98},
     "ridge-0.95": {"baseline": "ridge", "lambda_": 0.95},
 }
-ROLLOUTS = "ridge-0.95-rollouts-64"
+ROLLOUTS, ROLLOUTS_UNIVERSAL = "ridge-0.95-rollouts-256", "ridge-0.95-rollouts-256-universal"
+_ROLLOUTS = {
+    "baseline": RidgeBaseline(num_features=512),
+    "lambda_": 0.95,
+    "bootstrap_truncated": True,
+    "rollout_fragment_length": 256,
+}
 # The same, and what a group is where it isn't episodes.
 GPG_SETTINGS: dict[str, dict[str, Any]] = {
     **ADVANTAGES,
-    ROLLOUTS: {
-        **ADVANTAGES["ridge-0.95"],
-        "bootstrap_truncated": True,
-        "rollout_fragment_length": 64,
-    },
+    ROLLOUTS: _ROLLOUTS,
+    ROLLOUTS_UNIVERSAL: {**_ROLLOUTS, "binning": "universal"},
 }
 # Pairs of a name above and the group's size: what `gpg-paper` is, and what `gpg` is on which tasks.
 PAPERS = ("time", 16)
 EPISODES_DISCRETE = ("ridge-0.98", 4)
 EPISODES_CONTINUOUS = ("ridge-0.95", 4)
-ROLLOUTS_OF_64 = (ROLLOUTS, 8)
+ROLLOUTS_THAT_END, ROLLOUTS_THAT_NEVER_END = (ROLLOUTS, 8), (ROLLOUTS_UNIVERSAL, 8)
 
 # GPG's update: on discrete actions its defaults, on continuous ones CleanRL's of PPO.
 GPG_DISCRETE = {"lr": "lin_0.001", "num_epochs": 4, "num_minibatches": 4}
@@ -71,7 +75,7 @@ class Task:
         gamma: GPG's.
         is_continuous: Whether actions are. If so, GPG normalises observations.
         ppo_normalizes: Whether RLlib's PPO normalises observations and scales rewards.
-        never_ends: Whether episodes end at their time limit only; `gpg` learns from rollouts there.
+        never_ends: Whether episodes end at their time limit only.
     """
 
     num_env_steps: int
@@ -93,8 +97,10 @@ class Task:
 
     @property
     def gpg(self) -> tuple[str, int]:
-        """What `gpg` is: episodes, or rollouts where they never end."""
-        return ROLLOUTS_OF_64 if self.never_ends else self.episodes
+        """What `gpg` is: episodes, or rollouts where actions are continuous."""
+        if not self.is_continuous:
+            return self.episodes
+        return ROLLOUTS_THAT_NEVER_END if self.never_ends else ROLLOUTS_THAT_END
 
 
 def mujoco(**settings: Any) -> Task:
@@ -106,7 +112,7 @@ TASKS = {
     "CartPole-v1": Task(200_000, CLEANRL_DISCRETE),
     "Acrobot-v1": Task(200_000, CLEANRL_DISCRETE),
     "Pendulum-v1": Task(200_000, ZOO_PENDULUM, gamma=0.9, is_continuous=True, never_ends=True),
-    "LunarLander-v3": Task(1_000_000, ZOO_LUNAR_LANDER),
+    "LunarLander-v3": Task(1_000_000, ZOO_LUNAR_LANDER, gamma=0.999),
     "Hopper-v5": mujoco(),
     "Walker2d-v5": mujoco(),
     "HalfCheetah-v5": mujoco(never_ends=True),
