@@ -69,7 +69,8 @@ class RidgeBaseline(Baseline):
 
     Args:
         num_features: How many random features to add to the numbers of the observation, the
-            timestep and their squares. More see more, and need more steps to be fitted.
+            timestep and their squares. More see more, and need more steps to be fitted: 64 for runs
+            of some 100,000 env steps, 512 for a million of continuous control.
         decay: The weight of each group relative to the next one, in [0, 1). Larger is smoother, and
             slower to follow a policy that changes. It is that of the bins' means; the regression,
             which changes less, remembers with its square root.
