@@ -43,14 +43,15 @@ _ROLLOUTS = {
     "bootstrap_truncated": True,
     "rollout_fragment_length": 256,
 }
-# The same, and what a group is where it isn't episodes.
+# The same, with another gamma than the task's, or with groups that aren't episodes.
 GPG_SETTINGS: dict[str, dict[str, Any]] = {
     **ADVANTAGES,
+    "time-gamma-0.99": {"gamma": 0.99},
     ROLLOUTS: _ROLLOUTS,
     ROLLOUTS_UNIVERSAL: {**_ROLLOUTS, "binning": "universal"},
 }
 # Pairs of a name above and the group's size: what `gpg-paper` is, and what `gpg` is on which tasks.
-PAPERS = ("time", 16)
+PAPERS, PAPERS_GAMMA_099 = ("time", 16), ("time-gamma-0.99", 16)
 EPISODES_DISCRETE = ("ridge-0.98", 4)
 EPISODES_CONTINUOUS = ("ridge-0.95", 4)
 ROLLOUTS_THAT_END, ROLLOUTS_THAT_NEVER_END = (ROLLOUTS, 8), (ROLLOUTS_UNIVERSAL, 8)
@@ -76,6 +77,7 @@ class Task:
         is_continuous: Whether actions are. If so, GPG normalises observations.
         ppo_normalizes: Whether RLlib's PPO normalises observations and scales rewards.
         never_ends: Whether episodes end at their time limit only.
+        paper: What `gpg-paper` is.
     """
 
     num_env_steps: int
@@ -84,6 +86,7 @@ class Task:
     is_continuous: bool = False
     ppo_normalizes: bool = False
     never_ends: bool = False
+    paper: tuple[str, int] = PAPERS
 
     @property
     def update(self) -> dict[str, Any]:
@@ -112,7 +115,7 @@ TASKS = {
     "CartPole-v1": Task(200_000, CLEANRL_DISCRETE),
     "Acrobot-v1": Task(200_000, CLEANRL_DISCRETE),
     "Pendulum-v1": Task(200_000, ZOO_PENDULUM, gamma=0.9, is_continuous=True, never_ends=True),
-    "LunarLander-v3": Task(1_000_000, ZOO_LUNAR_LANDER, gamma=0.999),
+    "LunarLander-v3": Task(1_000_000, ZOO_LUNAR_LANDER, gamma=0.999, paper=PAPERS_GAMMA_099),
     "Hopper-v5": mujoco(),
     "Walker2d-v5": mujoco(),
     "HalfCheetah-v5": mujoco(never_ends=True),
@@ -169,7 +172,7 @@ def contenders_of(env: str) -> dict[str, tuple[str, int]]:
     named = {name: (name, 0) for name in (RLLIB_PPO, SB3_PPO)}
     if env in LADDER_TASKS:
         named[PPO_LAMBDA_1] = (PPO_LAMBDA_1, 0)
-    return named | {GPG_PAPER: PAPERS, GPG: TASKS[env].gpg}
+    return named | {GPG_PAPER: TASKS[env].paper, GPG: TASKS[env].gpg}
 
 
 def ladder_of(env: str) -> dict[str, tuple[str, int]]:
