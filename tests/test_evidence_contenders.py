@@ -141,8 +141,12 @@ def test_rllibs_ppo_has_the_zoos_settings_where_cleanrl_has_none(env: str) -> No
     assert config.entropy_coeff == zoo.get("ent_coef", 0.0)
 
 
-def test_gpg_learns_from_rollouts_where_actions_are_continuous() -> None:
-    config = rllib_runs.config_of(Cell("x", "HalfCheetah-v5", protocol.ROLLOUTS, 8, 100, 8192))
+@pytest.mark.parametrize(
+    ("env", "binning"), [("Walker2d-v5", "time"), ("HalfCheetah-v5", "universal")]
+)
+def test_gpg_learns_from_rollouts_where_actions_are_continuous(env: str, binning: str) -> None:
+    config = rllib_runs.config_of(Cell("x", env, *protocol.TASKS[env].gpg, 100, 8192))
+    assert config.binning == binning
     assert (config.batch_mode, config.rollout_fragment_length) == ("truncate_episodes", 256)
     assert (config.group_size, config.lambda_, config.bootstrap_truncated) == (8, 0.95, True)
     assert config.baseline == RidgeBaseline(num_features=512)

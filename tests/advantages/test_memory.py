@@ -108,7 +108,7 @@ def test_what_another_baseline_has_left_is_not_revived() -> None:
         ),
         (
             {"baseline": RidgeBaseline(num_features=5)},
-            ["4 features of 3 numbers", "now there are 5 of 3"],
+            ["4 waves of 3 numbers", "now there are 5 waves of 3 numbers"],
         ),
     ],
     ids=["bins", "baseline", "features"],

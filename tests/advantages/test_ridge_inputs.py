@@ -161,6 +161,8 @@ def test_one_wild_observation_is_not_all_that_is_seen(size):
     groups[3][0][0][5] += size
     found = estimates(groups, baseline="ridge", gamma=0.0)
     # The wild one is not explained itself.
+    before, after = (abs(group[3].advantages[0][5]) for group in (plain, found))
+    assert before < 0.5 < 1.0 < after
     assert found[3].baseline_explained_variance < plain[3].baseline_explained_variance - 0.01
     assert found[8].baseline_explained_variance > 0.8
 

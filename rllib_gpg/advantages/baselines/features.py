@@ -223,7 +223,7 @@ class Features:
         np.clip((x_SD - self._mean_D) * self._scale_D, -_CLIP, _CLIP, out=z_SD)
         np.square(z_SD, out=phi_SF[:, num_inputs : 2 * num_inputs])
         h_SR = z_SD @ self._w_RD.T + self._u_R
-        np.multiply(*_wave_factors(h_SR), out=phi_SF[:, 2 * num_inputs :])
+        _wave(h_SR, out=phi_SF[:, 2 * num_inputs :])
         return phi_SF
 
     def __len__(self) -> int:
@@ -231,12 +231,11 @@ class Features:
         return 2 * len(self._mean_D) + len(self._u_R)
 
 
-def _wave_factors(h: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Two factors whose product has period 1 in h, and goes from -1 to 1. `h` is overwritten."""
-    # f = h - round(h), 16 f (1/2 - |f|)
-    rest = np.rint(h)
-    h -= rest
-    np.abs(h, out=rest)
-    rest *= -16.0
-    rest += 8.0
-    return h, rest
+def _wave(h: FloatArray, out: FloatArray) -> None:
+    """Writes a wave of period 1 in h, from -1 to 1, to `out`. `h` is overwritten."""
+    # 16 f (1/2 - |f|), f = h - round(h)
+    h -= np.rint(h)
+    np.abs(h, out=out)
+    out *= -16.0
+    out += 8.0
+    out *= h

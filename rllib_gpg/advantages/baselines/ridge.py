@@ -47,7 +47,7 @@ from rllib_gpg.advantages.baselines.regression import (
     predict_and_sum,
 )
 from rllib_gpg.advantages.binning import IntArray
-from rllib_gpg.advantages.grouping import BinnedGroup
+from rllib_gpg.advantages.grouping import BinnedGroup, find_keys
 from rllib_gpg.advantages.inputs import FloatArray
 
 logger = logging.getLogger("ray.rllib")
@@ -134,11 +134,9 @@ class RidgeBaseline(Baseline):
         x_SD = step_numbers(group, self.features)
         earlier = self._recall(memory, x_SD.shape[1])
         if memory is not None and earlier.moments is None:
-            numbers, features, seed = memory["kind"]
             logger.warning(
-                f"What is remembered of earlier groups is of {features} features of {numbers} "
-                f"numbers (seed {seed}); now there are {self.num_features} of {x_SD.shape[1]} "
-                f"(seed {self.seed}): the ridge begins anew."
+                f"What is remembered of earlier groups is of {memory['kind']}; now there are "
+                f"{earlier.kind}: the ridge begins anew."
             )
         moments = earlier.moments.and_then(x_SD) if earlier.moments else Moments.of_first(x_SD)
         phi = Features(earlier.moments or moments, self.num_features, self.seed)
@@ -155,22 +153,32 @@ class RidgeBaseline(Baseline):
 
         # For every rho: w.phi of every step, b of its bin, and R - v for v = w.phi + b.
         weight_FC = earlier.weights
-        beside = _residuals(bins, weight_FC).rows_of(group.bin_keys)
-        count_B = beside.counts + group.counts
-        kept_B, alone_S = most_visited(count_B, 1 + len(phi)), group.alone(beside.counts)
+        residuals = _residuals(bins, weight_FC)
+        row_B = find_keys(
+            group.bin_keys, bins.keys
+        )  # -1 where nothing is carried: the 0 at the end
+        carried_B: FloatArray = np.append(bins.counts, 0.0)[row_B]
+        count_B = carried_B + group.counts
+        kept_B, alone_S = most_visited(count_B, 1 + len(phi)), group.alone(carried_B)
         predicted_CS, sums = predict_and_sum(group, returns_and_phi, weight_FC, kept_B, alone_S)
         chosen, error_C = earlier.chosen, np.empty(len(STRENGTHS))
-        for c, predicted_S in enumerate(predicted_CS):
-            rest_S = returns - predicted_S
-            b_S = group.mean_of_others(rest_S, beside.counts, beside.sums[:, c])
-            error_C[c] = np.square(rest_S - b_S).sum()
+
+        def valued(c: int) -> tuple[FloatArray, float]:
+            rest_S = returns - predicted_CS[c]
+            sum_B = np.append(residuals.sums[:, c], 0.0)[row_B]
+            b_S = group.mean_of_others(rest_S, carried_B, sum_B)
+            rest_S -= b_S
+            return predicted_CS[c] + b_S, float(rest_S @ rest_S)
+
+        for c in range(len(STRENGTHS)):
+            of_rho_S, error_C[c] = valued(c)
             if c == chosen:
-                value_S = predicted_S + b_S
+                value_S = of_rho_S
 
         # For the groups that follow: phi~ and R~ of every step, with the means of all entries.
         key_BK, entry_B = group.bin_keys[kept_B], group.counts[kept_B].astype(np.float64)
         mean_BX = bins.rows_of(key_BK).sums
-        mean_BX[:, 0] -= level * beside.counts[kept_B]
+        mean_BX[:, 0] -= level * carried_B[kept_B]
         mean_BX += sums.first
         mean_BX /= count_B[kept_B, None]
         equations = sums.within_bins(mean_BX)
@@ -232,8 +240,8 @@ class RidgeBaseline(Baseline):
 
     def _recall(self, memory: Any, num_numbers: int) -> _Memory:
         """What is remembered; nothing if that is of other features, whose weights mean nothing."""
-        kind = (num_numbers, self.num_features, self.seed)
-        if memory is None or tuple(memory["kind"]) != kind:
+        kind = f"{self.num_features} waves of {num_numbers} numbers (seed {self.seed})"
+        if memory is None or memory["kind"] != kind:
             return _Memory.none(kind, 2 * num_numbers + self.num_features)
         return _Memory.unpacked(memory)
 
@@ -242,7 +250,7 @@ class RidgeBaseline(Baseline):
 class _Memory:
     """What a ridge remembers of earlier groups."""
 
-    kind: tuple[int, int, int]  # of features
+    kind: str  # of features, in words
     moments: Moments | None
     bins: CarriedBins  # sums of R and of phi
     equations: NormalEquations
@@ -256,7 +264,7 @@ class _Memory:
         return int(np.argmax(self.errors <= self.errors.min() * (1.0 + 1e-9)))
 
     @classmethod
-    def none(cls, kind: tuple[int, int, int], num_features: int) -> Self:
+    def none(cls, kind: str, num_features: int) -> Self:
         return cls(
             kind,
             None,
@@ -269,20 +277,13 @@ class _Memory:
 
     @classmethod
     def unpacked(cls, packed: dict[str, Any]) -> Self:
-        equations, errors = NormalEquations(**packed["equations"]), packed["errors"]
-        weights = packed.get("weights")
-        if weights is None:
-            # Of a version that had no weights here, and only the strongest of the candidates: the
-            # others begin as good as the last one.
-            weights = equations.solved()
-            errors = np.pad(errors, (0, len(STRENGTHS) - len(errors)), mode="edge")
         return cls(
-            tuple(packed["kind"]),
+            packed["kind"],
             Moments(**packed["moments"]),
             CarriedBins(**packed["bins"]),
-            equations,
-            weights,
-            errors,
+            NormalEquations(**packed["equations"]),
+            packed["weights"],
+            packed["errors"],
             tuple(packed["range"]),
         )
 
