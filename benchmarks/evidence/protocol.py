@@ -36,7 +36,7 @@ ADVANTAGES: dict[str, dict[str, Any]] = {
     "ridge-0.98": {"baseline": "ridge", "lambda_": 0.98},
     "ridge-0.95": {"baseline": "ridge", "lambda_": 0.95},
 }
-ROLLOUTS, ROLLOUTS_UNIVERSAL = "ridge-0.95-rollouts-256", "ridge-0.95-rollouts-256-universal"
+ROLLOUTS, ROLLOUTS_UNIVERSAL = "ridge-0.95-rollouts-256", "ridge-0.98-rollouts-256-universal"
 _ROLLOUTS = {
     "baseline": RidgeBaseline(num_features=512),
     "lambda_": 0.95,
@@ -48,7 +48,7 @@ GPG_SETTINGS: dict[str, dict[str, Any]] = {
     **ADVANTAGES,
     "time-gamma-0.99": {"gamma": 0.99},
     ROLLOUTS: _ROLLOUTS,
-    ROLLOUTS_UNIVERSAL: {**_ROLLOUTS, "binning": "universal"},
+    ROLLOUTS_UNIVERSAL: {**_ROLLOUTS, "binning": "universal", "lambda_": 0.98},
 }
 # Pairs of a name above and the group's size: what `gpg-paper` is, and what `gpg` is on which tasks.
 PAPERS, PAPERS_GAMMA_099 = ("time", 16), ("time-gamma-0.99", 16)
