@@ -32,7 +32,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("env", "gpg", "shared"),
     [
         ("Hopper-v5", ("ridge-0.95-rollouts-256", 8), 3),  # PPO, PPO with lambda 1, GPG
-        ("HalfCheetah-v5", ("ridge-0.95-rollouts-256-universal", 8), 3),
+        ("HalfCheetah-v5", ("ridge-0.98-rollouts-256-universal", 8), 3),
         ("LunarLander-v3", ("ridge-0.98", 4), 3),
     ],
 )
@@ -113,6 +113,7 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GPG ends a little behind PPO, in half of the time: by then PPO has come half as far."""
+    from benchmarks.evidence import over_tasks
     from benchmarks.evidence import ppo_page as report
 
     task = protocol.TASKS["Acrobot-v1"]
@@ -144,7 +145,7 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
             },
         )
     runs = report.runs_of_ppo()
-    found = report.compare(runs, ["Acrobot-v1"], protocol.GPG, protocol.RLLIB_PPO)
+    found = over_tasks.compare(runs, ["Acrobot-v1"], protocol.GPG, protocol.RLLIB_PPO)
     assert [found[name].value for name in ("sampled", "greedy", "CPU time")] == [0.0, 0.0, 1.0]
     ways = "100 ± 0 (6) / 90 ± 0 (6) | 101 ± 0 (6) / 91 ± 0 (6) | 48 ± 0 (6) / 86 ± 0 (6)"
     assert f"| Acrobot-v1 | rllib-ppo | {ways} |" in report.table_of_losses(runs)
@@ -180,7 +181,7 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
 
 def test_zero_is_the_untrained_policy_also_where_no_first_episode_has_ended() -> None:
     """The first group of the paper's GPG is of episodes; first rollouts end none, nor does PPO."""
-    from benchmarks.evidence import ppo_page
+    from benchmarks.evidence import over_tasks
 
     def results(first: float, episodes: int, final: float, number: int = 3) -> Any:
         curve = {"return": [first, final], "episodes": [episodes, 8]}
@@ -199,7 +200,7 @@ def test_zero_is_the_untrained_policy_also_where_no_first_episode_has_ended() ->
     runs[protocol.GPG]["Pendulum-v1"] += [{"cell": {"seed": 7}, "curve": None, "evaluation": None}]
     # It isn't everywhere, and isn't waited for.
     runs[protocol.PPO_LAMBDA_1] = {}
-    text = ppo_page.table_of_interquartile_means(runs)
+    text = over_tasks.table_of_interquartile_means(runs)
     assert "| 1 task, 3 seeds |" in text
     assert "| rllib-ppo | 1.00 (1.00 to 1.00) | 1.00 (" in text
     # Greedy: (-147.5 + 500) / (-45 + 500).
@@ -207,9 +208,48 @@ def test_zero_is_the_untrained_policy_also_where_no_first_episode_has_ended() ->
     assert "ppo-lambda-1" not in text
     # 1 is the best one's mean, whoever it is; few seeds have no interval.
     runs[protocol.RLLIB_PPO] = results(0.0, 0, -500.0, number=1)
-    text = ppo_page.table_of_interquartile_means(runs)
+    text = over_tasks.table_of_interquartile_means(runs)
     assert "| rllib-ppo | 0.00 (1 seed) |" in text
     assert "| sb3-ppo | 1.00 (1 seed) |" in text
+
+
+def test_progress_is_shown_by_env_steps_and_by_the_time_that_ppo_takes() -> None:
+    """Returns grow from 10 to their ends in time: of GPG, half as far, in half of PPO's time."""
+    from benchmarks.evidence import over_tasks
+
+    share = np.linspace(0.01, 1.0, 100)
+
+    def run(seed: int, final: float, seconds: float) -> Any:
+        return {
+            "cell": {"seed": seed, "num_env_steps": 1000},
+            "curve": {
+                "steps": (share * 1000).tolist(),
+                "return": (10.0 + share * (final - 10.0)).tolist(),
+                "episodes": [1] * 100,
+                "cpu_seconds": (share * seconds).tolist(),
+            },
+            "evaluation": {"sampled": [final] * 20},
+        }
+
+    ends = dict.fromkeys(over_tasks.EVERYWHERE, (110.0, 20.0)) | {"gpg": (60.0, 10.0)}
+    runs = {
+        name: {env: [run(seed, *end) for seed in (0, 1)] for env in ("Hopper-v5", "Ant-v5")}
+        for name, end in ends.items()
+    }
+    panels = over_tasks.progress(runs)
+    assert list(panels) == ["env steps", "CPU time"]
+    for title, name, halfway in (
+        ("env steps", "rllib-ppo", 0.5),
+        ("CPU time", "rllib-ppo", 0.5),
+        ("env steps", "gpg", 0.25),
+        ("CPU time", "gpg", 0.5),
+    ):
+        curves = panels[title][name]
+        assert len(curves) == 2
+        for at, values in curves:
+            assert np.interp(0.5, at, values) == pytest.approx(halfway, abs=0.03)
+            assert values[-1] == pytest.approx(0.5 if name == "gpg" else 1.0, abs=0.03)
+    assert over_tasks.progress(runs | {"sb3-ppo": {}}) == {}
 
 
 @pytest.mark.slow

@@ -1,0 +1,204 @@
+"""All tasks together: who is better, and how far everyone is, on a scale that tasks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks import reporting
+from benchmarks.bootstrap import (
+    Estimate,
+    Scores,
+    interquartile_mean,
+    normalized,
+    probability_of_improvement,
+)
+from benchmarks.cells import return_until
+from benchmarks.evidence.protocol import (
+    CONTENDERS,
+    GPG,
+    GPG_PAPER,
+    HELD_OUT,
+    PPO_LAMBDA_1,
+    RLLIB_PPO,
+    TASKS,
+)
+from benchmarks.evidence.tables import (
+    Result,
+    Runs,
+    at_the_end,
+    curve_against,
+    markdown,
+    mean_at_the_end,
+)
+
+# Fewer runs on a task say nothing of how they vary.
+MIN_SEEDS = 3
+# Contenders that have all tasks.
+EVERYWHERE = tuple(name for name in CONTENDERS if name != PPO_LAMBDA_1)
+PICTURE = "ppo_over_tasks"
+
+
+def at_equal_time(ours: list[Result], theirs: list[Result]) -> tuple[np.ndarray, np.ndarray]:
+    """The returns of both when the one that is through first is through, in CPU time.
+
+    All runs of that one are whole; the other's are cut at its mean time.
+    """
+
+    def mean_seconds(results: list[Result]) -> float:
+        return float(np.mean([result["curve"]["cpu_seconds"][-1] for result in results]))
+
+    def returns(results: list[Result], seconds: float) -> np.ndarray:
+        limit = seconds if mean_seconds(results) > seconds else math.inf
+        return np.array([return_until(result, limit) for result in results])
+
+    seconds = min(mean_seconds(ours), mean_seconds(theirs))
+    return returns(ours, seconds), returns(theirs, seconds)
+
+
+def compare(runs: Runs, tasks: Sequence[str], ours: str, theirs: str) -> dict[str, Estimate]:
+    """How probable it is that ours is better, at equal env steps and at equal CPU time."""
+    pairs = {env: (runs[ours][env], runs[theirs][env]) for env in tasks}
+
+    def at_equal_steps(how: str) -> Estimate:
+        both = (
+            {env: np.array([at_the_end(r, how) for r in pair[i]]) for env, pair in pairs.items()}
+            for i in (0, 1)
+        )
+        return probability_of_improvement(*both)
+
+    times = {env: at_equal_time(*pair) for env, pair in pairs.items()}
+    by_time = ({env: values[i] for env, values in times.items()} for i in (0, 1))
+    return {
+        "sampled": at_equal_steps("sampled"),
+        "greedy": at_equal_steps("greedy"),
+        "CPU time": probability_of_improvement(*by_time),
+    }
+
+
+def table_of_comparisons(runs: Runs) -> str:
+    """Who is better over tasks, as far as both have been run: all, and those not chosen by."""
+    rows = []
+    for theirs in (name for name in CONTENDERS if name != GPG):
+        for which, among in (("all", tuple(TASKS)), ("held out", HELD_OUT)):
+            tasks = [env for env in among if env in runs[GPG] and env in runs[theirs]]
+            if tasks:
+                found = compare(runs, tasks, GPG, theirs)
+                seeds = min(len(runs[name][env]) for name in (GPG, theirs) for env in tasks)
+                shown = [_interval(estimate, seeds) for estimate in found.values()]
+                rows.append([theirs, f"{which}: {len(tasks)}", *shown])
+    head = ["at equal env steps", "with the likeliest actions", "at equal CPU time"]
+    return markdown([f"`{GPG}` against", "tasks", *head], rows)
+
+
+def table_of_interquartile_means(runs: Runs) -> str:
+    """Over tasks and seeds that all of `EVERYWHERE` have been run on; 1 is the best one's mean."""
+    alike, seeds = those_of_all(runs)
+    if not seeds:
+        return "Not run on any task by all."
+
+    def scores(name: str, how: str) -> Scores:
+        finals = {
+            env: np.array([at_the_end(r, how) for r in results])
+            for env, results in alike[name].items()
+        }
+        return normalized(finals, *_worst_and_best(alike, how))
+
+    rows = [
+        [
+            name,
+            *(
+                _interval(interquartile_mean(scores(name, how)), len(seeds))
+                for how in ("sampled", "greedy")
+            ),
+        ]
+        for name in EVERYWHERE
+    ]
+    of = f"{_count(len(alike[GPG]), 'task')}, {_count(len(seeds), 'seed')}"
+    return markdown(["contender", of, "with the likeliest actions"], rows)
+
+
+def draw(runs: Runs) -> None:
+    """How far everyone is, on average over tasks, by the env steps and by the time it has taken."""
+    panels = progress(runs)
+    reporting.draw(
+        panels,
+        "mean over tasks",
+        reporting.DOCS / "images" / PICTURE,
+        xlabel=f"share of what {RLLIB_PPO} takes",
+        unit=1,
+    )
+
+
+def progress(runs: Runs) -> dict[str, dict[str, list[reporting.Curve]]]:
+    """A curve per seed, on the scale of the table, against two shares of what RLlib's PPO takes.
+
+    A run that is over stays where it is. Nothing if there is no task and seed that all have.
+    """
+    alike, seeds = those_of_all(runs)
+    if not seeds:
+        return {}
+    worst, best = _worst_and_best(alike, "sampled")
+    share = np.linspace(0.0, 1.0, reporting.POINTS)
+
+    def of_run(env: str, result: Result, axis: str) -> np.ndarray:
+        whole = np.mean([result["curve"][axis][-1] for result in alike[RLLIB_PPO][env]])
+        at, returns = curve_against(result, axis)
+        return np.interp(share * whole, at, (returns - worst[env]) / (best[env] - worst[env]))
+
+    return {
+        title: {
+            name: [
+                (share, np.mean([of_run(env, of[env][i], axis) for env in of], axis=0))
+                for i in range(len(seeds))
+            ]
+            for name, of in alike.items()
+        }
+        for title, axis in (("env steps", "steps"), ("CPU time", "cpu_seconds"))
+    }
+
+
+def those_of_all(runs: Runs) -> tuple[Runs, set[int]]:
+    """The runs on tasks and seeds that all of `EVERYWHERE` have, seed by seed, and the seeds."""
+    tasks = sorted(set.intersection(*(set(runs[name]) for name in EVERYWHERE)))
+    seeds = common_seeds([runs[name][env] for name in EVERYWHERE for env in tasks])
+    alike = {
+        name: {env: [r for r in runs[name][env] if seed_of(r) in seeds] for env in tasks}
+        for name in EVERYWHERE
+    }
+    return alike, seeds
+
+
+def _worst_and_best(alike: Runs, how: str) -> tuple[dict[str, float], dict[str, float]]:
+    """On each task the untrained policy's return, and the mean of the contender that is best."""
+    worst = {env: _untrained(results) for env, results in alike[GPG_PAPER].items()}
+    best = {env: max(mean_at_the_end(of[env], how) for of in alike.values()) for env in worst}
+    return worst, best
+
+
+def seed_of(result: Result) -> int:
+    """The seed of a run."""
+    return int(result["cell"]["seed"])
+
+
+def common_seeds(groups: Sequence[list[Result]]) -> set[int]:
+    """The seeds that all groups of runs have."""
+    return set.intersection(*({*map(seed_of, results)} for results in groups)) if groups else set()
+
+
+def _untrained(results: list[Result]) -> float:
+    # Of first groups of whole episodes: rollouts, and PPO's first steps, end short ones, or none.
+    assert all(result["curve"]["episodes"][0] for result in results)
+    return float(np.mean([result["curve"]["return"][0] for result in results]))
+
+
+def _interval(estimate: Estimate, seeds: int) -> str:
+    if seeds < MIN_SEEDS:  # There is next to nothing to resample.
+        return f"{estimate.value:.2f} ({_count(seeds, 'seed')})"
+    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
