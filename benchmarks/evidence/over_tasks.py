@@ -125,7 +125,7 @@ def draw(runs: Runs) -> None:
     panels = progress(runs)
     reporting.draw(
         panels,
-        "mean over tasks",
+        "0: untrained, 1: the best",
         reporting.DOCS / "images" / PICTURE,
         xlabel=f"share of what {RLLIB_PPO} takes",
         unit=1,
@@ -148,14 +148,13 @@ def progress(runs: Runs) -> dict[str, dict[str, list[reporting.Curve]]]:
         at, returns = curve_against(result, axis)
         return np.interp(share * whole, at, (returns - worst[env]) / (best[env] - worst[env]))
 
+    def curves(of_tasks: dict[str, list[Result]], axis: str) -> list[reporting.Curve]:
+        values = [[of_run(env, run, axis) for run in runs] for env, runs in of_tasks.items()]
+        return [(share, mean) for mean in np.mean(values, axis=0)] if values else []
+
+    # With those that aren't everywhere, so that everyone has one colour in all pictures.
     return {
-        title: {
-            name: [
-                (share, np.mean([of_run(env, of[env][i], axis) for env in of], axis=0))
-                for i in range(len(seeds))
-            ]
-            for name, of in alike.items()
-        }
+        title: {name: curves(alike.get(name, {}), axis) for name in CONTENDERS}
         for title, axis in (("env steps", "steps"), ("CPU time", "cpu_seconds"))
     }
 
