@@ -8,7 +8,8 @@ a return of 160 (seed 0, 150 iterations).
 How to run it::
 
     python tuned_examples/lunar_lander_gpg.py
-    python tuned_examples/lunar_lander_gpg.py --stop-reward inf  # all of the million env steps
+    # All of the million env steps:
+    python tuned_examples/lunar_lander_gpg.py --stop-reward inf --stop-timesteps 1000000
 
 What to expect: docs/results/ppo.md has the returns of these settings with a million env steps, and
 PPO's, seed by seed. A mean return of 200 in the last 100 episodes came after 284,000 env steps

@@ -154,15 +154,15 @@ class RidgeBaseline(Baseline):
         # For every rho: w.phi of every step, b of its bin, and R - v for v = w.phi + b.
         weight_FC = earlier.weights
         residuals = _residuals(bins, weight_FC)
-        row_B = find_keys(
-            group.bin_keys, bins.keys
-        )  # -1 where nothing is carried: the 0 at the end
+        # -1 where nothing is carried: the 0 at the end
+        row_B = find_keys(group.bin_keys, bins.keys)
         carried_B: FloatArray = np.append(bins.counts, 0.0)[row_B]
         count_B = carried_B + group.counts
         kept_B, alone_S = most_visited(count_B, 1 + len(phi)), group.alone(carried_B)
         predicted_CS, sums = predict_and_sum(group, returns_and_phi, weight_FC, kept_B, alone_S)
         chosen, error_C = earlier.chosen, np.empty(len(STRENGTHS))
 
+        # A function, so that what it needs on the way is gone before the next candidate.
         def valued(c: int) -> tuple[FloatArray, float]:
             rest_S = returns - predicted_CS[c]
             sum_B = np.append(residuals.sums[:, c], 0.0)[row_B]
