@@ -12,6 +12,7 @@ its env steps are those that the simulator took.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import queue
@@ -22,7 +23,6 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from benchmarks.origins import origins, where
@@ -250,18 +250,28 @@ def status(cells: Iterable[Cell]) -> str:
     lines, total = [], 0.0
     cells = list(cells)
     done = {cell: cell.result() for cell in cells if cell.is_done}
-    seconds = {cell: result["cpu_seconds"] for cell, result in done.items()}
     for env in dict.fromkeys(cell.env for cell in cells):
         ours = [cell for cell in cells if cell.env == env]
-        missing = [cell for cell in ours if cell not in seconds]
-        # As much per env step as the cells of this task have taken so far.
-        per_step = [s / cell.num_env_steps for cell, s in seconds.items() if cell.env == env]
-        each = mean(per_step) if per_step else 1e-3
-        needed = each * sum(cell.num_env_steps for cell in missing)
+        known = {cell: done[cell]["cpu_seconds"] for cell in ours if cell in done}
+        needed = sum(_expected_seconds(cell, known) for cell in ours if cell not in done)
         total += needed
         lines.append(
-            f"{env:20} {len(ours) - len(missing):4} of {len(ours):4} done, "
-            f"{needed / 3600:6.2f} CPU hours missing{'' if per_step else ' (a guess)'}"
+            f"{env:20} {len(known):4} of {len(ours):4} done, "
+            f"{needed / 3600:6.2f} CPU hours missing{'' if known else ' (a guess)'}"
         )
     lines.append(f"{'':20} {total / 3600:.2f} CPU hours in all")
     return "\n".join([*lines, *([f"Done at {origins(done.values())}"] if done else [])])
+
+
+def _expected_seconds(cell: Cell, known: dict[Cell, float]) -> float:
+    """As much per env step as the cell took that is most like it; a millisecond if none is known."""
+    if not known:
+        return 1e-3 * cell.num_env_steps
+
+    def difference(other: Cell) -> tuple[bool, bool, float]:
+        other_size = math.log(other.num_env_steps / cell.num_env_steps)
+        is_other = other.contender != cell.contender
+        return is_other, other.experiment != cell.experiment, abs(other_size)
+
+    alike = min(known, key=difference)
+    return known[alike] * cell.num_env_steps / alike.num_env_steps

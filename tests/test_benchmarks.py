@@ -152,6 +152,27 @@ def test_the_status_counts_what_is_missing() -> None:
     assert "CartPole-v1" in text and "1 of    2 done" in text
 
 
+def test_missing_cells_take_as_long_as_the_one_most_like_them() -> None:
+    """The same contender's before another's, and of those the one of the most similar length."""
+    for contender, steps, seconds in [("a", 100, 3600.0), ("a", 1000, 360.0), ("b", 1000, 36.0)]:
+        done = dataclasses.replace(cell(0, contender), num_env_steps=steps, group_size=steps)
+        cells._run_one(done, outcome)
+        done.path.write_text(json.dumps({**done.result(), "cpu_seconds": seconds}))
+    ran = [
+        dataclasses.replace(cell(0, contender), num_env_steps=steps, group_size=steps)
+        for contender, steps in [("a", 100), ("a", 1000), ("b", 1000)]
+    ]
+
+    def hours(contender: str, num_env_steps: int) -> str:
+        one = dataclasses.replace(cell(1, contender), num_env_steps=num_env_steps)
+        return cells.status([*ran, one]).splitlines()[0].split(", ")[1].split(" CPU")[0].strip()
+
+    assert hours("a", 200) == "2.00"
+    assert hours("a", 10_000) == "1.00"
+    assert hours("b", 100_000) == "1.00"
+    assert hours("another", 100) == "1.00"
+
+
 def test_rewards_are_scaled_by_sums_that_go_on_from_piece_to_piece_of_an_episode() -> None:
     """The same rewards in one piece and in three: one running sum, so one deviation."""
     rewards = np.random.default_rng(0).normal(size=60)
