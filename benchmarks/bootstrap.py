@@ -43,6 +43,11 @@ def interquartile_mean(scores: Scores) -> Estimate:
     )
 
 
+def mean_over_tasks(scores: Scores) -> Estimate:
+    """The mean over tasks of the mean of their runs, whose scores must be comparable."""
+    return _bootstrap(lambda one: float(np.mean([own.mean() for own in one.values()])), scores)
+
+
 def probability_of_improvement(ours: Scores, theirs: Scores) -> Estimate:
     """How probable it is that a run of ours beats one of theirs, on a task drawn at random.
 

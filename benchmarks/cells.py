@@ -264,7 +264,7 @@ def status(cells: Iterable[Cell]) -> str:
 
 
 def _expected_seconds(cell: Cell, known: dict[Cell, float]) -> float:
-    """As much per env step as the cell took that is most like it; a millisecond if none is known."""
+    """As much per env step as the cell most like it took; a millisecond if there is none."""
     if not known:
         return 1e-3 * cell.num_env_steps
 

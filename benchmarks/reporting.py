@@ -151,7 +151,9 @@ def draw(
                 continue
             if name in (levels or {}).get(title, {}):
                 axis.axhline(levels[title][name], color=colour, linestyle="--", linewidth=0.8)
-            at = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), POINTS)
+            # Seeds end after other times: one that is through stays where it is.
+            end = np.mean([c[0][-1] for c in curves])
+            at = np.linspace(max(c[0][0] for c in curves), end, POINTS)
             values = np.array([np.interp(at, *curve) for curve in curves])
             mean, error = values.mean(0), values.std(0) / max(1, len(values) - 1) ** 0.5
             axis.plot(at / unit, mean, color=colour, label=name)

@@ -272,6 +272,26 @@ def test_resampling_stays_within_tasks() -> None:
     assert 50.0 <= estimate.low < estimate.value < estimate.high <= 51.0
 
 
+def test_tasks_count_alike_in_means_whatever_the_number_of_their_runs() -> None:
+    scores = {"a": np.array([0.0, 1.0, 2.0]), "b": np.array([11.0])}
+    estimate = bootstrap.mean_over_tasks(scores)
+    assert estimate.value == 6.0
+    assert 5.5 <= estimate.low < 6.0 < estimate.high <= 6.5
+
+
+def test_curves_of_seeds_that_end_at_other_times_go_to_their_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 10 and 30 seconds; the one that is through stays where it is."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(reporting, "save", lambda figure, *_, **__: drawn.append(figure))
+    curves = [(np.array([0.0, end]), np.array([0.0, end])) for end in (10.0, 30.0)]
+    reporting.draw({"CartPole-v1": {"gpg": curves}}, "return", tmp_path / "picture", unit=1)
+    at, mean = drawn[0].axes[0].lines[0].get_data()
+    assert at[-1] == 20.0
+    assert mean[-1] == (10.0 + 20.0) / 2
+
+
 def test_scores_are_normalized_by_the_worst_and_the_best() -> None:
     scores = {"a": np.array([-200.0, -100.0, 0.0])}
     normalized = bootstrap.normalized(scores, worst={"a": -200.0}, best={"a": -100.0})

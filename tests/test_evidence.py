@@ -145,7 +145,8 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
             },
         )
     runs = report.runs_of_ppo()
-    found = over_tasks.compare(runs, ["Acrobot-v1"], protocol.GPG, protocol.RLLIB_PPO)
+    pairs = over_tasks.pairs_of(runs, protocol.GPG, protocol.RLLIB_PPO)
+    found = over_tasks.compare(pairs)
     assert [found[name].value for name in ("sampled", "greedy", "CPU time")] == [0.0, 0.0, 1.0]
     ways = "100 ± 0 (6) / 90 ± 0 (6) | 101 ± 0 (6) / 91 ± 0 (6) | 48 ± 0 (6) / 86 ± 0 (6)"
     assert f"| Acrobot-v1 | rllib-ppo | {ways} |" in report.table_of_losses(runs)
@@ -170,13 +171,39 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
     monkeypatch.setattr(report.reporting, "DOCS", tmp_path)
     report.write()
     never, always = "0.00 (0.00 to 0.00)", "1.00 (1.00 to 1.00)"
-    for which in ("all", "held out"):
+    for which in ("all", "held out", "all, unseen seeds"):
         assert f"| rllib-ppo | {which}: 1 | {never} | {never} | {always} |" in page.read_text()
     assert "![Mean return against env steps](../images/ppo_steps.png)" in page.read_text()
     pictures = {path.name for path in (tmp_path / "images").iterdir()}
     assert pictures == {
         f"ppo_{a}.{s}" for a in ("steps", "cpu_seconds", "updates") for s in ("png", "svg")
     }
+
+
+def test_only_seeds_that_both_have_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PPO is ahead on the seed that both have, and behind on the one that it alone has."""
+    from benchmarks.evidence import over_tasks, ppo_page
+
+    monkeypatch.setattr(over_tasks, "SEEDS_SEEN", (101,))
+
+    def run(seed: int, final: float) -> Any:
+        curve = {"steps": [200_000], "return": [final], "episodes": [1], "cpu_seconds": [1.0]}
+        found = {"sampled": [final] * 20, "greedy": [final] * 20}
+        cell = {"seed": seed, "num_env_steps": 200_000}
+        return {"cell": cell, "curve": curve, "evaluation": found}
+
+    runs: Any = {name: {} for name in protocol.CONTENDERS}
+    runs["gpg"] = {"Acrobot-v1": [run(101, -90.0)], "Pendulum-v1": [run(102, -200.0)]}
+    runs["rllib-ppo"] = {"Acrobot-v1": [run(100, -300.0), run(101, -80.0)]}
+    text = over_tasks.table_of_comparisons(runs)
+    assert "| rllib-ppo | all: 1 | 0.00 (1 seed) |" in text
+    assert "unseen" not in text and "sb3-ppo" not in text
+    ways = " | ".join(["-80 (1 seed) / -90 (1 seed)"] * 3)
+    assert f"| Acrobot-v1 | rllib-ppo | {ways} |" in ppo_page.table_of_losses(runs)
+    runs["rllib-ppo"]["Pendulum-v1"] = [run(102, -300.0)]
+    text = over_tasks.table_of_comparisons(runs)
+    assert "| rllib-ppo | all: 2 | 0.50 (1 seed) |" in text
+    assert "| rllib-ppo | all, unseen seeds: 1 | 1.00 (1 seed) |" in text
 
 
 def test_zero_is_the_untrained_policy_also_where_no_first_episode_has_ended() -> None:
@@ -200,15 +227,15 @@ def test_zero_is_the_untrained_policy_also_where_no_first_episode_has_ended() ->
     runs[protocol.GPG]["Pendulum-v1"] += [{"cell": {"seed": 7}, "curve": None, "evaluation": None}]
     # It isn't everywhere, and isn't waited for.
     runs[protocol.PPO_LAMBDA_1] = {}
-    text = over_tasks.table_of_interquartile_means(runs)
-    assert "| 1 task, 3 seeds |" in text
-    assert "| rllib-ppo | 1.00 (1.00 to 1.00) | 1.00 (" in text
+    text = over_tasks.table_of_means(runs)
+    assert "| mean of 1 task, 3 seeds | interquartile |" in text
+    assert f"| rllib-ppo |{' 1.00 (1.00 to 1.00) |' * 4}" in text
     # Greedy: (-147.5 + 500) / (-45 + 500).
-    assert "| gpg | 0.50 (0.50 to 0.50) | 0.77 (" in text
+    assert f"| gpg |{' 0.50 (0.50 to 0.50) |' * 2}{' 0.77 (0.77 to 0.77) |' * 2}" in text
     assert "ppo-lambda-1" not in text
     # 1 is the best one's mean, whoever it is; few seeds have no interval.
     runs[protocol.RLLIB_PPO] = results(0.0, 0, -500.0, number=1)
-    text = over_tasks.table_of_interquartile_means(runs)
+    text = over_tasks.table_of_means(runs)
     assert "| rllib-ppo | 0.00 (1 seed) |" in text
     assert "| sb3-ppo | 1.00 (1 seed) |" in text
 
@@ -321,6 +348,18 @@ def test_signal_to_noise_of_a_known_distribution() -> None:
     nothing = [signal_to_noise.signal(rows, rows) for rows in noise]
     assert np.mean([one["signal_to_noise"] for one in nothing]) < 0.01
     assert abs(np.mean([one["cosine"] for one in nothing])) < 0.02
+
+
+@pytest.mark.parametrize("env", paper.PAPER_TASKS)
+def test_ppo_keeps_cleanrls_settings_beside_gpg_with_its_own_gamma(env: str) -> None:
+    from benchmarks.evidence.paper_runs import config_of
+
+    ppo, gpg = (
+        config_of(Cell("x", env, contender, 4, 0, 800, num_iterations=2))
+        for contender in (protocol.RLLIB_PPO, "time")
+    )
+    assert ppo.gamma == 0.99
+    assert gpg.gamma == paper.PAPER_TASKS[env].gamma
 
 
 def test_every_experiment_has_cells_and_none_twice() -> None:

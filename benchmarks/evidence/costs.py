@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -59,8 +60,9 @@ def table_of_time_alone() -> str:
 
 
 def table_of_origins(runs: Runs) -> str:
-    """At which commits all of this was run."""
-    return (
-        origins(r for of_tasks in runs.values() for results in of_tasks.values() for r in results)
-        or "Not run yet."
-    )
+    """At which commits each contender was run."""
+    rows = [
+        [name, origins(chain.from_iterable(of_tasks.values())) or "not run"]
+        for name, of_tasks in runs.items()
+    ]
+    return markdown(["contender", "commit: runs"], rows)

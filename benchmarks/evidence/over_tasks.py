@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from benchmarks.bootstrap import (
     Estimate,
     Scores,
     interquartile_mean,
+    mean_over_tasks,
     normalized,
     probability_of_improvement,
 )
@@ -23,6 +24,7 @@ from benchmarks.evidence.protocol import (
     HELD_OUT,
     PPO_LAMBDA_1,
     RLLIB_PPO,
+    SEEDS_SEEN,
     TASKS,
 )
 from benchmarks.evidence.tables import (
@@ -33,6 +35,9 @@ from benchmarks.evidence.tables import (
     markdown,
     mean_at_the_end,
 )
+
+Pairs = dict[str, tuple[list[Result], list[Result]]]
+"""Task -> ours and theirs, of the same seeds."""
 
 # Fewer runs on a task say nothing of how they vary.
 MIN_SEEDS = 3
@@ -58,9 +63,19 @@ def at_equal_time(ours: list[Result], theirs: list[Result]) -> tuple[np.ndarray,
     return returns(ours, seconds), returns(theirs, seconds)
 
 
-def compare(runs: Runs, tasks: Sequence[str], ours: str, theirs: str) -> dict[str, Estimate]:
+def pairs_of(runs: Runs, ours: str, theirs: str, without: Collection[int] = ()) -> Pairs:
+    """The runs of the seeds that both have, on the tasks where there are any."""
+    pairs: Pairs = {}
+    for env in (env for env in TASKS if env in runs[ours] and env in runs[theirs]):
+        both = runs[ours][env], runs[theirs][env]
+        if seeds := common_seeds(both).difference(without):
+            mine, other = ([r for r in of if seed_of(r) in seeds] for of in both)
+            pairs[env] = mine, other
+    return pairs
+
+
+def compare(pairs: Pairs) -> dict[str, Estimate]:
     """How probable it is that ours is better, at equal env steps and at equal CPU time."""
-    pairs = {env: (runs[ours][env], runs[theirs][env]) for env in tasks}
 
     def at_equal_steps(how: str) -> Estimate:
         both = (
@@ -82,18 +97,21 @@ def table_of_comparisons(runs: Runs) -> str:
     """Who is better over tasks, as far as both have been run: all, and those not chosen by."""
     rows = []
     for theirs in (name for name in CONTENDERS if name != GPG):
-        for which, among in (("all", tuple(TASKS)), ("held out", HELD_OUT)):
-            tasks = [env for env in among if env in runs[GPG] and env in runs[theirs]]
-            if tasks:
-                found = compare(runs, tasks, GPG, theirs)
-                seeds = min(len(runs[name][env]) for name in (GPG, theirs) for env in tasks)
-                shown = [_interval(estimate, seeds) for estimate in found.values()]
-                rows.append([theirs, f"{which}: {len(tasks)}", *shown])
+        every = pairs_of(runs, GPG, theirs)
+        for which, pairs in (
+            ("all", every),
+            ("held out", {env: pair for env, pair in every.items() if env in HELD_OUT}),
+            ("all, unseen seeds", pairs_of(runs, GPG, theirs, without=SEEDS_SEEN)),
+        ):
+            if pairs:
+                seeds = min(len(ours) for ours, _ in pairs.values())
+                shown = [_interval(estimate, seeds) for estimate in compare(pairs).values()]
+                rows.append([theirs, f"{which}: {len(pairs)}", *shown])
     head = ["at equal env steps", "with the likeliest actions", "at equal CPU time"]
     return markdown([f"`{GPG}` against", "tasks", *head], rows)
 
 
-def table_of_interquartile_means(runs: Runs) -> str:
+def table_of_means(runs: Runs) -> str:
     """Over tasks and seeds that all of `EVERYWHERE` have been run on; 1 is the best one's mean."""
     alike, seeds = those_of_all(runs)
     if not seeds:
@@ -110,14 +128,17 @@ def table_of_interquartile_means(runs: Runs) -> str:
         [
             name,
             *(
-                _interval(interquartile_mean(scores(name, how)), len(seeds))
+                _interval(mean(scores(name, how)), len(seeds))
                 for how in ("sampled", "greedy")
+                for mean in (mean_over_tasks, interquartile_mean)
             ),
         ]
         for name in EVERYWHERE
     ]
-    of = f"{_count(len(alike[GPG]), 'task')}, {_count(len(seeds), 'seed')}"
-    return markdown(["contender", of, "with the likeliest actions"], rows)
+    of = f"mean of {_count(len(alike[GPG]), 'task')}, {_count(len(seeds), 'seed')}"
+    both = [of, "interquartile"]
+    greedy = ["mean, likeliest actions", "interquartile, likeliest actions"]
+    return markdown(["contender", *both, *greedy], rows)
 
 
 def draw(runs: Runs) -> None:

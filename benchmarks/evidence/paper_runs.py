@@ -43,7 +43,7 @@ def config_of(cell: Cell) -> AlgorithmConfig:
 
 def _ppo_config(cell: Cell, task: PaperTask) -> AlgorithmConfig:
     config = ppo_config(cell.group_size, task.is_continuous, normalizes=task.is_continuous)
-    settings = {**task.ppo(cell.group_size), "gamma": task.gamma}
+    settings = task.ppo(cell.group_size)
     del settings["num_envs"]  # As many as the group has rollouts.
     return config.training(
         **settings | {"lr": rllib_runs.schedule(settings["lr"], cell.num_env_steps)}

@@ -78,16 +78,13 @@ def table_of_losses(runs: Runs) -> str:
     if not runs[GPG]:
         return "Not run yet."
     rows = []
+    pairs = {name: over_tasks.pairs_of(runs, name, GPG) for name in (RLLIB_PPO, SB3_PPO)}
     for env in TASKS:
-        own = runs[GPG].get(env)
-        for name in (RLLIB_PPO, SB3_PPO):
-            theirs = runs[name].get(env)
-            if not (own and theirs):
-                continue
-            timed = over_tasks.at_equal_time(theirs, own)
+        for name in (name for name in pairs if env in pairs[name]):
+            both = pairs[name][env]
             ways = [
-                *([[at_the_end(r, how) for r in of] for of in (theirs, own)] for how in HOW),
-                [values.tolist() for values in timed],
+                *([[at_the_end(r, how) for r in of] for of in both] for how in HOW),
+                [values.tolist() for values in over_tasks.at_equal_time(*both)],
             ]
             if any(np.mean(other) > np.mean(mine) for other, mine in ways):
                 rows.append([env, name, *(f"{spread(a)} / {spread(b)}" for a, b in ways)])
@@ -103,7 +100,7 @@ def write() -> None:
         "returns": lambda runs: table_of_returns(runs, "sampled"),
         "greedy": lambda runs: table_of_returns(runs, "greedy"),
         "comparisons": over_tasks.table_of_comparisons,
-        "means": over_tasks.table_of_interquartile_means,
+        "means": over_tasks.table_of_means,
         "published": table_of_published,
         "memory": costs.table_of_memory,
         "seconds": costs.table_of_seconds,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 
 from benchmarks import reporting
@@ -65,9 +67,8 @@ def table_of_groups() -> str:
         found = _results("groups", env, by_size=True)
         for n in GROUP_SIZES:
             pair = [results for name, results in found.items() if name.endswith(f" {n}")]
-            updates = [str(round(np.mean([_updates(r) for r in of]))) if of else "" for of in pair]
-            pair, updates = pair or [[], []], updates or ["", ""]
-            rows.append([env, str(n), final(pair[0]), updates[0], final(pair[1]), updates[1]])
+            shown = [(final(of), _updates(of)) for of in pair]
+            rows.append([env, str(n), *chain.from_iterable(shown)])
     return markdown(["task", "N", "time bins", "updates", "ridge", "updates"], rows)
 
 
@@ -111,8 +112,9 @@ def _signals(cell: Cell, point: int) -> list[str]:
     ]
 
 
-def _updates(result: Result) -> int:
-    return len(result["curve"]["steps"])
+def _updates(results: list[Result]) -> str:
+    """The mean number of updates."""
+    return f"{np.mean([len(r['curve']['steps']) for r in results]):.0f}" if results else ""
 
 
 def _results(experiment: str, env: str, by_size: bool = False) -> dict[str, list[Result]]:
