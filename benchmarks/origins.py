@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import subprocess
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -65,9 +65,10 @@ def _processor() -> str:
 
 def origins(results: Iterable[dict[str, Any]]) -> str:
     """How many cells were run at which commit, on which machine."""
-    counts: Counter[str] = Counter()
-    for result in results:
-        at = result["where"]
-        changed = ", changed" if at["changed"] else ""
-        counts[f"{at['commit']}{changed}: %d, on {at['machine']}"] += 1
-    return "; ".join(text % number for text, number in sorted(counts.items()))
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for at in (result["where"] for result in results):
+        counts[at["machine"]][at["commit"] + ", changed" * at["changed"]] += 1
+    return "; ".join(
+        f"{', '.join(f'{commit}: {n}' for commit, n in sorted(of.items()))} on {machine}"
+        for machine, of in sorted(counts.items())
+    )
