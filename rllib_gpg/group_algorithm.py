@@ -101,7 +101,9 @@ class GroupAlgorithm(Algorithm):
         self._weights_of_step: Weights
         self._evaluated_weights: Weights
         self._evaluation_s: float | None = None
-        # What connectors remembered in the state that was restored last.
+        # What connectors remember once the group that was sampled last has been learned from.
+        self._connectors_after_group: ConnectorStates = {}
+        # What they remembered in the state that was restored last.
         self._restored_connectors: ConnectorStates = {}
         self._recorder = EpisodeRecorder(self.config)
         self._warnings = TrainingWarnings(self.config)
@@ -144,12 +146,14 @@ class GroupAlgorithm(Algorithm):
         return result
 
     def _begin_next_group(self, weights: Weights) -> None:
-        self._groups.begin_ahead(self._run_seed.value, self._policy.after_group(weights))
+        with_connectors = dataclasses.replace(weights, connectors=self._connectors_after_group)
+        self._groups.begin_ahead(self._run_seed.value, with_connectors)
 
     def _group_is_done(self) -> None:
         """Takes note of it, and takes the weights for the next one."""
         # At once: whatever interrupts what follows, the group has been trained on.
         self._groups.take_note()
+        self._policy.connectors.set_states(self._connectors_after_group)
         self._recorder.commit()
         self._sync_weights()
         self._recorder.write()
@@ -174,9 +178,14 @@ class GroupAlgorithm(Algorithm):
                 group = self._groups.next(self._run_seed.value, weights)
             except SamplingError as error:
                 raise self._with_checkpoint(error) from error
-            if self.config.merge_env_runner_states:
-                # Of all that was sampled: a share may hold episodes that stay and others.
-                self._policy.connectors.merge(group.weights.connectors, group.connectors)
+            connectors, before = self._policy.connectors, group.weights.connectors
+            # Of all that was sampled: a share may hold episodes that stay and others. In place once
+            # it has been learned from: until then the same group may be sampled again.
+            self._connectors_after_group = (
+                connectors.merged(before, group.connectors)
+                if self.config.merge_env_runner_states
+                else connectors.get_states()
+            )
         self.metrics.aggregate(group.metrics, key=(ENV_RUNNER_RESULTS,))
         if self.config.max_extra_starts:
             key = (ENV_RUNNER_RESULTS, NUM_EXTRA_STARTS)

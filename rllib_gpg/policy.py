@@ -73,10 +73,6 @@ class PolicyInForce:
             return dataclasses.replace(weights, state=state, infos=infos)
         return weights
 
-    def after_group(self, weights: Weights) -> Weights:
-        """Returns weights with what the connectors remember after the group before."""
-        return dataclasses.replace(weights, connectors=self.connectors.get_states())
-
     @staticmethod
     def state_of(weights: Weights | None) -> StateDict | None:
         """Returns the module's state in weights, for a checkpoint."""

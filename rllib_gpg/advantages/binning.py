@@ -261,13 +261,13 @@ def counts_time(binning: BinningFunction) -> bool:
     return bool(getattr(binning, "counts_time", False))
 
 
-def name_of(binning: BinningFunction) -> str:
-    """Tells binnings apart, the same in every process: built-in ones with their settings."""
-    kind = type(binning)
+def name_of(function: Callable[..., Any]) -> str:
+    """Tells functions of users apart, the same in every process: built-in ones with settings."""
+    kind = type(function)
     return (
-        repr(binning)
-        if isinstance(binning, Binning)
-        else getattr(binning, "__qualname__", kind.__qualname__)
+        repr(function)
+        if isinstance(function, Binning)
+        else getattr(function, "__qualname__", kind.__qualname__)
     )
 
 

@@ -119,7 +119,9 @@ class ObservationMoments:
             )
         observations = (observations if mask is None else observations[mask]).to(torch.float64)
         mean = observations.mean(0)
-        return cls(mean, (observations - mean).square().mean(0), len(observations))
+        var = (observations - mean).square().mean(0)
+        # They go to all learners by way of the algorithm's process, which may see no GPU.
+        return cls(mean.cpu(), var.cpu(), len(observations))
 
 
 class ObservationNormalizer(nn.Module):

@@ -77,6 +77,12 @@ class Connectors:
             if states:
                 piece.set_state(self._merge(name, piece, before.get(name), states))
 
+    def merged(self, before: ConnectorStates, after: list[ConnectorStates]) -> ConnectorStates:
+        """Returns what `merge` would put in place; the pieces stay as they are."""
+        with self.beginning_with(self.get_states()):
+            self.merge(before, after)
+            return self.get_states()
+
     def _merge(
         self, name: str, piece: ConnectorV2, before: StateDict | None, after: list[StateDict]
     ) -> StateDict:

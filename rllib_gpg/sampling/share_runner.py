@@ -23,7 +23,7 @@ from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.typing import EpisodeType, StateDict
 
-from rllib_gpg.sampling.connector_states import Connectors
+from rllib_gpg.sampling.connector_states import Connectors, ConnectorStates
 from rllib_gpg.sampling.episode_metrics import in_columns, summarize
 from rllib_gpg.sampling.messages import Share, ShareFailure, ShareResult, Weights
 from rllib_gpg.sampling.progress import Progress
@@ -94,6 +94,8 @@ class ShareSamplingEnvRunner(EnvRunner):
             sent: Any = [] if share.in_evaluation else episodes
             if self.worker_index:
                 sent = pack_to_send(sent, infos=weights.infos)
+            # Nothing of it counts unless all of it can be said.
+            return self._result_of(share, episodes, sent, connectors)
         except BaseException as error:  # Also an interrupt, if the env runner is the driver's own.
             self._is_env_broken = True
             # Episodes that don't count aren't logged either.
@@ -106,6 +108,10 @@ class ShareSamplingEnvRunner(EnvRunner):
             at = f"{Path(where.filename).name}:{where.lineno}, in `{where.name}`"
             words = f"{error!r} at {at}, with env {self.config.env!r}"
             return ShareFailure(share, words, traceback.format_exc())
+
+    def _result_of(
+        self, share: Share, episodes: list[EpisodeType], sent: Any, connectors: ConnectorStates
+    ) -> ShareResult:
         # The algorithm logs them, over all shares.
         self._done_episodes_for_metrics.clear()
         earlier = {s.episode.id_: s.earlier_return for s in share.standing if s is not None}

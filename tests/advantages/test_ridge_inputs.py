@@ -7,6 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from rllib_gpg.advantages import Baseline, RidgeBaseline, Valuation
+from rllib_gpg.advantages.estimator import estimate_group
 from tests.advantages.ridge_groups import estimates, flat, random_groups
 
 
@@ -122,6 +123,25 @@ def test_observations_without_a_number_are_refused_or_taken(empty):
             estimates(groups)
     else:
         assert len(estimates(groups)) == 2
+
+
+def test_what_is_remembered_of_another_function_of_the_same_width_counts_for_nothing():
+    def first(observations, timesteps):
+        return observations[:, :1]
+
+    def second(observations, timesteps):
+        return observations[:, 1:2]
+
+    groups = random_groups(14, 4)
+    options = {"gamma": 0.9, "binning": "universal"}
+    memory = estimates(groups[:3], baseline=RidgeBaseline(features=first), **options)[-1].memory
+    after, anew = (
+        estimate_group(
+            *groups[3], memory=before, baseline=RidgeBaseline(features=second), **options
+        )
+        for before in (memory, None)
+    )
+    assert_array_equal(flat(after), flat(anew))
 
 
 def test_features_of_several_widths_are_refused():

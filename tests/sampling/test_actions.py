@@ -107,4 +107,9 @@ def test_the_env_gets_what_rllib_would_give_it(
         expected = unsquash_action(actions, space)
     elif clip:
         expected = clip_action(actions, space)
-    np.testing.assert_array_equal(fit_for(space, normalize=normalize, clip=clip)(actions), expected)
+    given = actions.copy()
+    fitted = fit_for(space, normalize=normalize, clip=clip)(actions)
+    np.testing.assert_array_equal(fitted, expected)
+    # The env may write into what it gets.
+    fitted[...] = 77
+    np.testing.assert_array_equal(actions, given)

@@ -323,6 +323,25 @@ class Raises(RLlibCallback):
         raise KeyError("of the user's own")
 
 
+class LogsWhatHasNoMean(RLlibCallback):
+    def on_episode_end(self, *, metrics_logger: Any, **kwargs: Any) -> None:
+        metrics_logger.log_value("colour", "green", reduce="mean", window=10)
+
+
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_metrics_that_cannot_be_reduced_are_named_and_cost_no_env_runner(
+    num_env_runners: int,
+) -> None:
+    config = small_config(Identity).callbacks(LogsWhatHasNoMean)
+    config.fault_tolerance(max_share_failures=1)
+    config.env_runners(num_env_runners=num_env_runners)
+    with built(config) as algo:
+        before = pids(algo)
+        with pytest.raises(SamplingError, match=r"TypeError.* in `"):
+            algo.train()
+        assert pids(algo) == before
+
+
 def test_where_an_error_was_raised_is_named_and_not_only_the_env() -> None:
     config = small_config(Identity).callbacks(Raises).fault_tolerance(max_share_failures=1)
     with built(config) as algo, pytest.raises(SamplingError) as error:

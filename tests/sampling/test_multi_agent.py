@@ -114,6 +114,43 @@ def test_every_group_has_exactly_n_whole_episodes(num_env_runners: int) -> None:
             assert all(episode.is_done and episode.env_t_started == 0 for episode in group)
 
 
+class JoiningLate(ComingAndGoing):
+    """Nobody is there for two steps; of every other episode, nobody comes at all."""
+
+    num_episodes = 0
+
+    def reset(self, **kwargs: Any) -> Any:
+        observations, infos = super().reset(**kwargs)
+        self.waiting, self.first = 2, observations
+        self.num_episodes += 1
+        return {}, infos
+
+    def step(self, actions: dict[str, int]) -> Any:
+        self.waiting -= 1
+        if self.waiting > 0 or self.num_episodes % 2:
+            assert not actions
+            ends = {"__all__": self.waiting < -3}
+            return {}, {}, ends, {"__all__": False}, {}
+        if self.waiting == 0:
+            return self.first, {}, {"__all__": False}, {"__all__": False}, {}
+        return super().step(actions)
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_episodes_begin_when_their_first_agents_come(limit: int | None) -> None:
+    """Two steps late; episodes that nobody comes to have no steps, and are cut as any other."""
+    config = multi_config(JoiningLate, group_size=8).environment(env_config={})
+    config.env_runners(num_envs_per_env_runner=2, max_episode_steps=limit)
+    with built(config) as algo:
+        group = sample_group(algo)
+        learned = algo.train()["learners"]
+    lengths = [{name: len(agent) for name, agent in e.agent_episodes.items()} for e in group]
+    assert all(episode.is_done for episode in group)
+    whole = {"a": 8, "b": 2, "c": 3} if limit is None else {"a": 3, "b": 1}
+    assert sorted(lengths, key=len) == [{}] * 4 + [whole] * 4
+    assert learned["first"]["group_num_env_steps"] == 4 * whole["a"]
+
+
 def test_long_episodes_are_half_of_all_episodes() -> None:
     with built(multi_config(MultiShortOrLong, group_size=24)) as algo:
         lengths = np.array([len(episode) for _ in range(4) for episode in sample_group(algo)])

@@ -335,6 +335,66 @@ def test_episodes_keep_what_a_native_vector_env_overwrites() -> None:
     assert columns._in_columns
 
 
+class ManyPlaces(ShortOrLong):
+    LONG = 20
+    NUM_PLACES = 3_000
+
+    def __init__(self, config: Any = None):
+        super().__init__()
+        self.observation_space = gym.spaces.Discrete(self.NUM_PLACES)
+
+    def _observation(self) -> Any:
+        return self.t
+
+
+def test_one_hot_observations_take_memory_for_themselves_alone() -> None:
+    """And not for a square matrix of all places."""
+    config = small_config(ManyPlaces)
+    config.env_runners(env_to_module_connector=lambda *_, **__: FlattenObservations())
+    runner = GroupEnvRunner(config=config, worker_index=0)
+    runner.sample(num_episodes=4)
+    assert runner._in_columns
+    tracemalloc.start()
+    episodes = runner.sample(num_episodes=4)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < ManyPlaces.NUM_PLACES**2 * 4 / 2
+    for episode in episodes:
+        assert episode.get_observations().argmax(1).tolist() == list(range(len(episode) + 1))
+
+
+class WritesIntoActions(ShortOrLong):
+    def __init__(self, config: Any = None):
+        super().__init__()
+        self.action_space = self.SPACE
+
+    def step(self, action: Any) -> Any:
+        for leaf in tree.flatten(action):
+            leaf[...] = 77
+        return super().step(0)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Box(-np.inf, np.inf, (2,)),
+        gym.spaces.Box(-1.0, 1.0, (2,)),
+        gym.spaces.MultiDiscrete([3, 3]),
+        gym.spaces.Dict(a=gym.spaces.MultiDiscrete([3, 3]), b=gym.spaces.Box(0.0, np.inf, (2,))),
+    ],
+    ids=["unbounded", "bounded", "multi-discrete", "nested"],
+)
+def test_episodes_keep_the_actions_that_an_env_writes_into(space: gym.Space) -> None:
+    columns, pipeline = runner_pair(
+        small_config(type("Env", (WritesIntoActions,), {"SPACE": space}))
+    )
+    fast, slow = (runner.sample(num_episodes=9) for runner in (columns, pipeline))
+    for a, b in zip(fast, slow, strict=True):
+        assert_same_episode(a, b)
+        assert all(np.all(np.asarray(leaf) < 77) for leaf in tree.flatten(a.get_actions()))
+    assert columns._in_columns
+
+
 class Naming(RLlibCallback):
     """Writes into the first info of each episode, which the env leaves empty."""
 

@@ -24,6 +24,7 @@ from ray.rllib.connectors.module_to_env import ModuleToEnvPipeline
 from ray.rllib.utils.filter import RunningStat
 
 from rllib_gpg import GPG, GPGConfig
+from rllib_gpg.learning import GPGTorchLearner
 from rllib_gpg.sampling import GroupEnvRunner
 from rllib_gpg.sampling.connector_states import Connectors, merge_mean_std_filters
 from tests.envs import Identity, MultiShortOrLong, ShortOrLong, Slow, Unreliable
@@ -69,6 +70,7 @@ def remembered(algo: GPG) -> list[Any]:
 def next_group(algo: GPG) -> list[Any]:
     """The next group; what it adds to the connectors is in force for the one behind it."""
     group = sample_group(algo)
+    algo._policy.connectors.set_states(algo._connectors_after_group)
     algo._sync_weights()
     return group
 
@@ -81,7 +83,7 @@ def run(config: GPGConfig, iterations: int = 3) -> tuple[Any, Any]:
         groups = []
         for _ in range(iterations):
             groups.append(algo.train()["learners"]["default_policy"]["group_return_mean"])
-        groups.append(fingerprint(sample_group(algo)))
+        groups.append(fingerprint(next_group(algo)))
         return groups, remembered(algo)
 
 
@@ -169,6 +171,43 @@ def test_an_interrupted_group_leaves_nothing_behind() -> None:
             sample_group(algo)
         Interrupting.asked_for = False
         assert remembered(algo) == before
+
+
+class FailsOnce(GPGTorchLearner):
+    fails_next = False
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        if FailsOnce.fails_next:
+            FailsOnce.fails_next = False
+            raise RuntimeError("once")
+        return super().update(*args, **kwargs)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("num_env_runners", "sample_ahead"),
+    [(0, 0), pytest.param(2, 1, marks=pytest.mark.slow)],
+)
+def test_a_group_that_is_repeated_after_a_failed_update_counts_once(
+    num_env_runners: int, sample_ahead: int
+) -> None:
+    """The filter goes on as if nothing had failed, and is in checkpoints as the group found it."""
+    config = filtered(num_env_runners=num_env_runners)
+    config.training(learner_class=FailsOnce, sample_ahead=sample_ahead)
+    ends = []
+    for fails in (False, True):
+        with built(config.copy(copy_frozen=False)) as algo:
+            algo.train()
+            before = remembered(algo)
+            if fails:
+                FailsOnce.fails_next = True
+                with pytest.raises(RuntimeError, match="once"):
+                    algo.train()
+                assert remembered(algo) == before
+            algo.train()
+            ends.append((remembered(algo), snapshot(algo)))
+    assert ends[0][0] == ends[1][0]
+    assert same(ends[0][1], ends[1][1])
 
 
 @pytest.mark.usefixtures("ray_session")

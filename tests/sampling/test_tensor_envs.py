@@ -75,11 +75,12 @@ def test_a_group_is_that_of_the_same_envs_for_numpy(space: str, one_hot: bool, c
     assert same(*ends)
 
 
+@pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("why", ["callback", "lstm"])
-def test_step_by_step_too(why: str) -> None:
+def test_step_by_step_too(why: str, space: str) -> None:
     groups = []
     for gives_tensors in (True, False):
-        config = config_of("box", gives_tensors=gives_tensors)
+        config = config_of(space, gives_tensors=gives_tensors)
         if why == "callback":
             config.callbacks(on_episode_step=lambda **kwargs: None)
         else:

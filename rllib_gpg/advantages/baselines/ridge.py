@@ -46,7 +46,7 @@ from rllib_gpg.advantages.baselines.regression import (
     NormalEquations,
     predict_and_sum,
 )
-from rllib_gpg.advantages.binning import IntArray
+from rllib_gpg.advantages.binning import IntArray, name_of
 from rllib_gpg.advantages.grouping import BinnedGroup, find_keys
 from rllib_gpg.advantages.inputs import FloatArray
 
@@ -240,7 +240,8 @@ class RidgeBaseline(Baseline):
 
     def _recall(self, memory: Any, num_numbers: int) -> _Memory:
         """What is remembered; nothing if that is of other features, whose weights mean nothing."""
-        kind = f"{self.num_features} waves of {num_numbers} numbers (seed {self.seed})"
+        of = "" if self.features is None else f" that {name_of(self.features)} gives"
+        kind = f"{self.num_features} waves of {num_numbers} numbers{of} (seed {self.seed})"
         if memory is None or memory["kind"] != kind:
             return _Memory.none(kind, 2 * num_numbers + self.num_features)
         return _Memory.unpacked(memory)

@@ -87,7 +87,8 @@ def fit_for(
 ) -> Callable[[Any], Any]:
     """Returns what makes of a module's actions, [R, ...], those that the env is to get.
 
-    As RLlib's `NormalizeAndClipActions`.
+    As RLlib's `NormalizeAndClipActions`. An env may write into them: they are never the arrays that
+    are given.
 
     Args:
         space: The action space of one env.
@@ -96,11 +97,12 @@ def fit_for(
         device: Of tensors. Default None: actions are NumPy's arrays.
     """
     if not (normalize or clip) or isinstance(space, gym.spaces.Discrete | gym.spaces.MultiBinary):
-        return lambda actions: actions
+        return lambda actions: map_leaves(_copy, actions)
     struct = get_base_struct_from_space(space)
     if not _is_plain_box(space):
         fit = unsquash_action if normalize else clip_action
-        return lambda actions: map_leaves(fit, on_host(actions), struct)
+        # Some leaves they return as they are.
+        return lambda actions: map_leaves(fit, map_leaves(np.copy, on_host(actions)), struct)
     low, high = space.low, space.high
     if device is not None:
         low, high = torch.as_tensor(low, device=device), torch.as_tensor(high, device=device)
@@ -112,6 +114,10 @@ def fit_for(
 
     width = high - low
     return clipped if not normalize else lambda a: clipped(low + (a + 1.0) * width / 2.0)
+
+
+def _copy(actions: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    return actions.clone() if isinstance(actions, Tensor) else actions.copy()
 
 
 def _is_plain_box(space: gym.Space) -> bool:

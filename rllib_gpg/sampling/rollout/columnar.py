@@ -263,7 +263,9 @@ class ColumnarRollout(Rollout):
             return observations
         if isinstance(observations, Tensor):
             return torch.nn.functional.one_hot(observations.long(), self._num_one_hot).float()
-        return np.eye(self._num_one_hot, dtype=np.float32)[observations]
+        one_hot_R = np.zeros((len(observations), self._num_one_hot), np.float32)
+        one_hot_R[np.arange(len(observations)), observations] = 1.0
+        return one_hot_R
 
     def _begin(self, starting: list[int], resets: Resets) -> None:
         obs_R = self._flatten(resets.observations)

@@ -44,7 +44,7 @@ class MultiAgentRollout(PipelineRollout):
     """What `MultiAgentGroupEnvRunner` does at one step of the running envs.
 
     An episode is over when the env says so for "__all__" agents or, as RLlib has it, when all
-    agents that have been in it are done.
+    agents that have been in it are done. It begins when the first of them are there.
     """
 
     def __init__(self, parts: RunnerParts, *, random_actions: bool = False):
@@ -126,6 +126,11 @@ class MultiAgentRollout(PipelineRollout):
         truncateds: dict[Any, bool],
         infos: dict[Any, Any],
     ) -> None:
+        is_over = terminateds.get("__all__") or truncateds.get("__all__")
+        if not episode.is_reset and not is_over:
+            # Nobody was there to act; of all agents that there have been, all would be done.
+            episode.add_env_reset(observations=deepcopy(observations), infos=infos)
+            return
         outputs: dict[Any, dict[str, Any]] = defaultdict(dict)
         for column, per_env in self._outputs.items():
             for agent, value in per_env[row].items():

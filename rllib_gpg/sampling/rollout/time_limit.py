@@ -43,8 +43,9 @@ class MultiAgentTimeLimit(gym.Wrapper):
         self._num_steps += 1
         self._seen |= deepcopy(observations)
         there = [a for a in self._seen if not (terminateds.get(a) or truncateds.get(a))]
-        # RLlib ends an episode whose agents are all done.
-        is_over = terminateds.get("__all__") or truncateds.get("__all__") or not there
+        # RLlib ends an episode whose agents are all done, if there have been any.
+        all_done = bool(self._seen) and not there
+        is_over = terminateds.get("__all__") or truncateds.get("__all__") or all_done
         if self._num_steps >= self._max_episode_steps and not is_over:
             truncateds = {**truncateds, "__all__": True}
             # Also for those that leave at this very step.

@@ -13,6 +13,7 @@ back are tensors; only whose episode is over is brought to the host at each step
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -86,9 +87,9 @@ class SubEnvs:
         )
         steps = Steps(
             self._batch(observations),
-            np.array(rewards, np.float64),
-            np.array(terminateds, np.bool_),
-            np.array(truncateds, np.bool_),
+            _one_each("rewards", np.array(rewards, np.float64)),
+            _one_each("`terminated`", np.array(terminateds, np.bool_)),
+            _one_each("`truncated`", np.array(truncateds, np.bool_)),
             [_kept(info) for info in infos] if any(infos) else None,
         )
         return steps, self.reset(starting)
@@ -168,7 +169,10 @@ class WholeVectorEnv:
         observations, infos = self._env.env.reset(seed=seeds)
         leaf = tree.flatten(observations)[0]
         self._device = leaf.device if isinstance(leaf, Tensor) else None
-        self._actions = self._for_env(copy.deepcopy(self._idle_actions))
+        self._actions = copy.deepcopy(self._idle_actions)
+        if self._device is not None:
+            to_device = functools.partial(torch.as_tensor, device=self._device)
+            self._actions = map_leaves(to_device, self._actions)
         return self._resets(observations, self._listed(infos), list(starting))
 
     def step(self, stepping: np.ndarray, actions: Any, starting: Seeded) -> tuple[Steps, Resets]:
@@ -176,27 +180,29 @@ class WholeVectorEnv:
         if isinstance(actions, list) and actions:
             actions = batch(actions)
         if len(stepping) == self._env.num_envs:
-            observations, rewards, *ends, infos = self._step_all(self._for_env(actions))
-            terminateds, truncateds = _on_host(*ends)
-            return Steps(observations, rewards, terminateds, truncateds, infos), _NO_RESETS
+            return self._step_all(self._for_env(actions)), _NO_RESETS
         if len(stepping) > 0:
             self._fill_in(stepping, self._for_env(actions))
-        result, going_on, begun = self._advance(stepping, list(starting))
-        observations, rewards, *ends, infos = result
-        terminateds, truncateds = _on_host(*ends)
+        all_steps, going_on, begun = self._advance(stepping, list(starting))
+        infos = all_steps.infos
         steps = Steps(
-            _take(observations, going_on),
-            _take(rewards, going_on),
-            terminateds[going_on],
-            truncateds[going_on],
+            _take(all_steps.observations, going_on),
+            _take(all_steps.rewards, going_on),
+            all_steps.terminateds[going_on],
+            all_steps.truncateds[going_on],
             None if infos is None else [infos[row] for row in going_on],
         )
-        return steps, self._resets(observations, infos, begun)
+        return steps, self._resets(all_steps.observations, infos, begun)
 
     def _for_env(self, actions: Any) -> Any:
         if self._device is None:
             return actions
-        return map_leaves(lambda array: torch.as_tensor(array, device=self._device), actions)
+
+        def to_device(given: Any, row: Tensor) -> Tensor:
+            # Of the action space's type: on their way through RLlib integers lose half their bits.
+            return torch.as_tensor(given, dtype=row.dtype, device=self._device)
+
+        return map_leaves(to_device, actions, self._actions)
 
     def _fill_in(self, env_indices: np.ndarray, actions: Any) -> None:
         def fill_in(rows: Any, given: Any) -> None:
@@ -204,13 +210,13 @@ class WholeVectorEnv:
 
         map_leaves(fill_in, self._actions, actions)
 
-    def _advance(self, going_on: np.ndarray, begun: list[int]) -> tuple[Any, Any, Any]:
+    def _advance(self, going_on: np.ndarray, begun: list[int]) -> tuple[Steps, Any, list[int]]:
         """Steps at least the given envs; also returns in which rows of the result these are."""
         return self._step_all(self._actions), going_on, begun
 
-    def _step_all(self, actions: Any) -> tuple[Any, ...]:
-        observations, rewards, terminateds, truncateds, infos = self._env.env.step(actions)
-        return observations, rewards, terminateds, truncateds, self._listed(infos)
+    def _step_all(self, actions: Any) -> Steps:
+        *result, infos = self._env.env.step(actions)
+        return _steps(*result, self._listed(infos))
 
     def _listed(self, infos: dict[str, Any]) -> list[dict[str, Any]] | None:
         # What `DictInfoToList` does at each step, and for most envs in vain.
@@ -269,14 +275,14 @@ class PartialVectorEnv(WholeVectorEnv):
     No env that owes nothing is ever simulated. Seeds are as in any native vector env.
     """
 
-    def _advance(self, going_on: np.ndarray, begun: list[int]) -> tuple[Any, Any, Any]:
+    def _advance(self, going_on: np.ndarray, begun: list[int]) -> tuple[Steps, Any, list[int]]:
         moving = np.concatenate([going_on, np.array(begun, np.int64)])
-        result = self._env.env.step_some(moving, _take(self._actions, moving))
+        steps = _steps(*self._env.env.step_some(moving, _take(self._actions, moving)))
         rows = np.arange(len(moving))
-        return result, rows[: len(going_on)], rows[len(going_on) :].tolist()
+        return steps, rows[: len(going_on)], rows[len(going_on) :].tolist()
 
-    def _step_all(self, actions: Any) -> tuple[Any, ...]:
-        return self._env.env.step_some(np.arange(self._env.num_envs), actions)
+    def _step_all(self, actions: Any) -> Steps:
+        return _steps(*self._env.env.step_some(np.arange(self._env.num_envs), actions))
 
 
 def _take(arrays: Any, rows: Sequence[int] | np.ndarray) -> Any:
@@ -288,19 +294,55 @@ def _take(arrays: Any, rows: Sequence[int] | np.ndarray) -> Any:
     return map_leaves(take, arrays)
 
 
-def _on_host(terminateds: Any, truncateds: Any) -> Any:
-    """Returns both as NumPy's arrays, from a device in one transfer."""
+def _steps(observations: Any, rewards: Any, terminateds: Any, truncateds: Any, infos: Any) -> Steps:
+    """Takes what a vector env returned, in whatever types: rewards as floats, ends as bools.
+
+    Rewards that happen to be integers at one step aren't at the next.
+    """
     if isinstance(terminateds, Tensor):
-        return torch.stack((terminateds, truncateds)).cpu().numpy()
-    return np.asarray(terminateds), np.asarray(truncateds)
+        # From a device in one transfer.
+        terminateds, truncateds = torch.stack((terminateds.bool(), truncateds.bool())).cpu().numpy()
+    else:
+        terminateds = np.asarray(terminateds, np.bool_)
+        truncateds = np.asarray(truncateds, np.bool_)
+    if isinstance(rewards, Tensor):
+        rewards = rewards if rewards.is_floating_point() else rewards.double()
+    else:
+        rewards = np.asarray(rewards)
+        rewards = rewards if rewards.dtype.kind == "f" else rewards.astype(np.float64)
+    return Steps(
+        observations,
+        _one_each("rewards", rewards),
+        _one_each("`terminated`", terminateds),
+        _one_each("`truncated`", truncateds),
+        infos,
+    )
+
+
+def _one_each(what: str, values: Any) -> Any:
+    """Returns values as [R], also those of envs that give each as an array of one.
+
+    Raises:
+        ValueError: If there is more than one per env.
+    """
+    if values.ndim == 1:
+        return values
+    if values.ndim != 2 or values.shape[1] != 1:
+        raise ValueError(
+            f"The {what} of {len(values)} envs have the shape {tuple(values.shape)}: each env is "
+            "to give a single number. Mend the environment."
+        )
+    return values[:, 0]
 
 
 def adapt(env: gym.vector.VectorEnv) -> SubEnvs | WholeVectorEnv:
     """Returns the cheapest of the three for an env runner's vector env."""
     # RLlib wraps what `gym.make_vec` returns into one `DictInfoToList`. Any further vector wrapper
-    # must see every step, so its env moves as a whole.
+    # must see every step, so its env moves as a whole; and so does one that steps in its own way.
     if isinstance(env, DictInfoToList) and isinstance(env.env, SyncVectorEnv):
-        return SubEnvs(env)
+        kind = type(env.env)
+        if kind.step is SyncVectorEnv.step and kind.reset is SyncVectorEnv.reset:
+            return SubEnvs(env)
     if isinstance(env, DictInfoToList) and isinstance(env.env, StepsSome):
         return PartialVectorEnv(env)
     return WholeVectorEnv(env)
