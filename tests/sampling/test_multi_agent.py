@@ -114,6 +114,32 @@ def test_every_group_has_exactly_n_whole_episodes(num_env_runners: int) -> None:
             assert all(episode.is_done and episode.env_t_started == 0 for episode in group)
 
 
+class SameInfos(MultiShortOrLong):
+    """Fills the same dicts at every step."""
+
+    def __init__(self, config: Any = None):
+        super().__init__(config)
+        self.infos: dict[Any, Any] = {agent: {"t": 0} for agent in self.possible_agents}
+
+    def reset(self, **kwargs: Any) -> Any:
+        observations, _ = super().reset(**kwargs)
+        for info in self.infos.values():
+            info["t"] = 0
+        return observations, self.infos
+
+    def step(self, actions: Any) -> Any:
+        *step, _ = super().step(actions)
+        for info in self.infos.values():
+            info["t"] += 1
+        return *step, self.infos
+
+
+def test_infos_are_those_of_their_steps_also_of_envs_that_reuse_them() -> None:
+    for episode in runner_of(multi_config(SameInfos)).sample(num_episodes=4):
+        for agent in episode.agent_episodes.values():
+            assert [info["t"] for info in agent.get_infos()] == list(range(len(agent) + 1))
+
+
 class JoiningLate(ComingAndGoing):
     """Nobody is there for two steps; of every other episode, nobody comes at all."""
 

@@ -16,6 +16,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 from rllib_gpg.sampling.rollout.base import PipelineRollout, Rollout, RunnerParts
 from rllib_gpg.sampling.rollout.ordered_episode import OrderedMultiAgentEpisode
 from rllib_gpg.sampling.rollout.schedule import Seeded
+from rllib_gpg.sampling.rollout.vector_env import kept
 
 
 class MultiAgentEnvs:
@@ -27,7 +28,8 @@ class MultiAgentEnvs:
 
     def reset(self, starting: Seeded) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
         """Resets each env in `starting` with its own seed."""
-        return [self._envs[index].reset(seed=seed) for index, seed in starting.items()]
+        resets = [self._envs[index].reset(seed=seed) for index, seed in starting.items()]
+        return [(observations, kept(infos)) for observations, infos in resets]
 
     def step(
         self, stepping: np.ndarray, actions: Any, starting: Seeded
@@ -37,7 +39,7 @@ class MultiAgentEnvs:
             self._envs[index].step(action)
             for index, action in zip(stepping.tolist(), actions, strict=True)
         ]
-        return steps, self.reset(starting)
+        return [(*step, kept(infos)) for *step, infos in steps], self.reset(starting)
 
 
 class MultiAgentRollout(PipelineRollout):

@@ -73,7 +73,7 @@ class SubEnvs:
         """Resets each env in `starting` with its own seed."""
         results = [self._envs[index].reset(seed=seed) for index, seed in starting.items()]
         observations = self._batch([observation for observation, _ in results])
-        return Resets(observations, [_kept(info) for _, info in results])
+        return Resets(observations, [kept(info) for _, info in results])
 
     def step(self, stepping: np.ndarray, actions: Any, starting: Seeded) -> tuple[Steps, Resets]:
         """Steps the envs `stepping` and resets those in `starting`."""
@@ -90,7 +90,7 @@ class SubEnvs:
             _one_each("rewards", np.array(rewards, np.float64)),
             _one_each("`terminated`", np.array(terminateds, np.bool_)),
             _one_each("`truncated`", np.array(truncateds, np.bool_)),
-            [_kept(info) for info in infos] if any(infos) else None,
+            [kept(info) for info in infos] if any(infos) else None,
         )
         return steps, self.reset(starting)
 
@@ -118,10 +118,10 @@ class SubEnvs:
         return concatenate(self._observation_space, observations, out) if observations else out
 
 
-def _kept(info: Any) -> Any:
+def kept(info: Any) -> Any:
     """An info as it is now: an env may fill the same dict at every step."""
     if isinstance(info, dict):
-        return {name: _kept(value) for name, value in info.items()}
+        return {name: kept(value) for name, value in info.items()}
     return info.copy() if isinstance(info, np.ndarray) else info
 
 
@@ -215,8 +215,8 @@ class WholeVectorEnv:
         return self._step_all(self._actions), going_on, begun
 
     def _step_all(self, actions: Any) -> Steps:
-        *result, infos = self._env.env.step(actions)
-        return _steps(*result, self._listed(infos))
+        observations, rewards, terminateds, truncateds, infos = self._env.env.step(actions)
+        return _steps(observations, rewards, terminateds, truncateds, self._listed(infos))
 
     def _listed(self, infos: dict[str, Any]) -> list[dict[str, Any]] | None:
         # What `DictInfoToList` does at each step, and for most envs in vain.
