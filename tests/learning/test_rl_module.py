@@ -341,7 +341,6 @@ def test_outliers_are_cut_off_at_ten_standard_deviations() -> None:
     ]
 
 
-@pytest.mark.parametrize("observation", [0.0, -3.5, 9.5, 50.0, -400.0])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU on this machine")
 def test_moments_leave_the_gpu() -> None:
     """The algorithm's process, which they pass, may see none."""
@@ -352,6 +351,7 @@ def test_moments_leave_the_gpu() -> None:
     assert normalizer.mean.device.type == "cuda"
 
 
+@pytest.mark.parametrize("observation", [0.0, -3.5, 9.5, 50.0, -400.0])
 def test_before_the_first_update_observations_pass_as_they_are(observation: float) -> None:
     """There is no scale yet by which 50 would be an outlier."""
     assert ObservationNormalizer((1,))(torch.tensor([[observation]])).item() == observation
