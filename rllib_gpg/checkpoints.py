@@ -15,7 +15,7 @@ from ray import cloudpickle
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.utils.checkpoints import Checkpointable
 
-from rllib_gpg.sampling.group import episodes_per_share
+from rllib_gpg.sampling.group import episodes_per_share, num_envs_of_rollouts
 
 _METADATA = ("rllib_checkpoint.json", Checkpointable.METADATA_FILE_NAME)
 _CONSTRUCTOR = Checkpointable.CLASS_AND_CTOR_ARGS_FILE_NAME
@@ -119,6 +119,13 @@ def check_checkpoint(
         _constructor_arguments(path, filesystem, root)
 
 
+def modules_in(path: Any, filesystem: pyarrow.fs.FileSystem | None = None) -> set[str]:
+    """Returns the IDs of the modules that a whole checkpoint has."""
+    filesystem, root = _located(path, filesystem)
+    found = filesystem.get_file_info(pyarrow.fs.FileSelector((root / _MODULES).as_posix()))
+    return {info.base_name for info in found if info.type == pyarrow.fs.FileType.Directory}
+
+
 def config_in_one_process(path: Any) -> AlgorithmConfig:
     """Returns the config of a checkpoint, without the cluster and the GPUs of its run.
 
@@ -141,6 +148,10 @@ def config_in_one_process(path: Any) -> AlgorithmConfig:
     if config.num_env_runners > 0:
         config.env_runners(episodes_per_share=episodes_per_share(config))
     config.env_runners(num_env_runners=0, num_gpus_per_env_runner=0, duplicate_last_shares=False)
+    if config.batch_mode == "truncate_episodes":
+        # Each rollout has an env of its own, and all of them are here now.
+        num_envs = max(config.num_envs_per_env_runner, num_envs_of_rollouts(config))
+        config.env_runners(num_envs_per_env_runner=num_envs)
     config.learners(num_learners=0, num_gpus_per_learner=0).training(sample_ahead=0)
     return config.evaluation(
         evaluation_interval=None,

@@ -29,7 +29,7 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.typing import EpisodeType, ModuleID, ResultDict, StateDict
 from ray.tune import Checkpoint
 
-from rllib_gpg.checkpoints import check_checkpoint, saved_whole
+from rllib_gpg.checkpoints import check_checkpoint, modules_in, saved_whole
 from rllib_gpg.cluster import why_it_waits
 from rllib_gpg.diagnosis.warnings import TrainingWarnings
 from rllib_gpg.evaluation import (
@@ -354,6 +354,16 @@ class GroupAlgorithm(Algorithm):
             super().save_to_path(unfinished, **kwargs)
         return folder.as_posix()
 
+    def _name_modules_that_are_lost(self, path: Any, filesystem: Any) -> None:
+        (answer, *_) = self.learner_group.foreach_learner(lambda learner: {*learner.module.keys()})
+        if lost := sorted(modules_in(path, filesystem) - answer.get()):
+            logger.warning(
+                f"The checkpoint {path} has modules that this algorithm hasn't, {', '.join(lost)}: "
+                "they aren't restored, and agents are mapped as they are here. "
+                "`GPG.from_checkpoint` builds an algorithm with all of them; or add them with "
+                "`add_module` first."
+            )
+
     @override(Algorithm)
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         """Restores a checkpoint, or one component of it; the next group sees its weights.
@@ -363,6 +373,8 @@ class GroupAlgorithm(Algorithm):
         """
         component, filesystem = kwargs.get("component"), kwargs.get("filesystem")
         check_checkpoint(path, component=component, filesystem=filesystem)
+        if component is None:
+            self._name_modules_that_are_lost(path, filesystem)
         # Of the weights before; of a whole checkpoint, `set_state` says what comes in its place.
         self._groups.drop()
         self._restored_connectors = {}
@@ -431,6 +443,7 @@ class GroupAlgorithm(Algorithm):
         for each_id, each in spec.rl_module_specs.items():
             self.spaces[each_id] = (each.observation_space, each.action_space)
         self._policy.add_module(module_id, module_spec, kwargs)
+        self._warnings.add_module(module_id, kwargs.get("config_overrides") or {})
         return spec
 
     @override(Algorithm)

@@ -315,11 +315,35 @@ def _rewards_left_in(
             "learner connector piece has added or removed some. GroupAdvantageEstimation needs all "
             "steps of its episodes."
         )
+    _check_order(columns, group)
     of_episodes = np.concatenate(_rewards(group))
     # The batch is in single precision. What it has of the episodes is taken from these.
     unchanged = of_batch.astype(np.float32) == of_episodes.astype(np.float32)
     rewards = np.where(unchanged, of_episodes, of_batch)
     return np.split(rewards, np.cumsum(lengths)[:-1])
+
+
+def _check_order(columns: Mapping[str, Any], group: Sequence[SingleAgentEpisode]) -> None:
+    """Refuses a batch that has the steps of the episodes in another order.
+
+    Raises:
+        ValueError: If its log-probabilities are those of the episodes, but not one by one.
+    """
+    if not all(Columns.ACTION_LOGP in episode.extra_model_outputs for episode in group):
+        return
+    of_episodes = np.concatenate(
+        [np.asarray(episode.get_extra_model_outputs(Columns.ACTION_LOGP)) for episode in group]
+    )
+    of_batch = convert_to_numpy(columns[Columns.ACTION_LOGP])[is_step(columns)]
+    if not np.array_equal(of_batch, of_episodes) and np.array_equal(
+        np.sort(of_batch), np.sort(of_episodes)
+    ):
+        raise ValueError(
+            "The batch has the steps of its episodes in another order: a learner connector piece "
+            "has moved them, and GroupAdvantageEstimation would give each step the advantage of "
+            "another. Have that piece come after it, or leave the order as it is: minibatches are "
+            "shuffled anyway."
+        )
 
 
 def _scores(

@@ -197,7 +197,8 @@ def estimate_group(
             does. The floor keeps advantages that are zero up to rounding from being blown up. With
             a baseline that remembers, those of a group of one are divided by their root mean
             square over this and earlier groups: its own mean would take its signal away. "bins":
-            A over the standard deviation of the entries of its bin, see units.py.
+            A over the standard deviation of the entries of its bin around the baseline, see
+            units.py.
         baseline: What returns are compared with: a baseline object or a name, see baselines/.
         lambda_: λ of the λ-returns, as in GAE: below 1, part of what happens later is replaced by
             later values. Needs a baseline that sees the state.
@@ -255,7 +256,12 @@ def estimate_group(
     lengths_N = np.array([len(reward_T) for reward_T in rewards])
     check_labels(starts, names)
     start_N = check_starts(first_timesteps, names)
-    of = (type(baseline).__name__, name_of(binning), *((credit,) if credit != RETURNS else ()))
+    of = (
+        type(baseline).__name__,
+        name_of(binning),
+        f"gamma {gamma:g}",
+        *((credit,) if credit != RETURNS else ()),
+    )
     check_memory(memory)
     earlier = _recalled(memory, of, baseline) or _NOTHING
 
@@ -340,7 +346,7 @@ def estimate_group(
 def _recalled(memory: Any, of: tuple[str, ...], baseline: Baseline) -> Any:
     """What is remembered of earlier groups, if it means something here.
 
-    Not what was learned with other bins, by another kind of baseline or of another credit.
+    Not what was learned with other bins, by another kind of baseline, of another credit or gamma.
     """
     if not memory or tuple(memory["of"]) == of:
         return memory

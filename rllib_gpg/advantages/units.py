@@ -44,7 +44,7 @@ def normalized(
         adv_S: The advantages in the unit of the returns.
         group: The group.
         normalize: False: as they are. True: less their mean, over their standard deviation. "bins":
-            over the standard deviation of their bin.
+            over the standard deviation of their bin, around the baseline.
         memory: Of the estimate. A group of a single episode has the unit that it remembers: its own
             mean would take its signal away.
     """
@@ -63,11 +63,15 @@ def normalized(
 
 
 def _spread_of_bins(adv_S: FloatArray, group: BinnedGroup) -> FloatArray:
-    """[S], the standard deviation of the entries of every step's bin, or a little at least."""
+    """[S], the spread of the entries of every step's bin around the baseline, or a little at least.
+
+    Around the bin's own mean that is the standard deviation. Around another baseline, which equal
+    entries may be far from, a standard deviation would be next to nothing.
+    """
     entry_F, bin_F = adv_S[group.first_visits], group.first_visit_bins
-    # std_B^2 = mean of (A - mean A)^2 over the entries of a bin
-    deviation_F = entry_F - (np.bincount(bin_F, entry_F) / group.counts)[bin_F]
-    std_B = np.sqrt(np.bincount(bin_F, np.square(deviation_F)) / group.counts)
-    typical = max(float(adv_S.std()), _MIN_STD)
+    # std_B^2 = mean of A^2 over the entries of a bin
+    std_B = np.sqrt(np.bincount(bin_F, np.square(entry_F)) / group.counts)
+    root_mean_square = float(np.sqrt(np.square(adv_S).mean()))
+    typical = max(float(adv_S.std()), _FLOOR * root_mean_square, _MIN_STD)
     # A bin of one entry has none of its own.
     return np.where(group.counts == 1, typical, np.maximum(std_B, _FLOOR * typical))[group.bins]

@@ -15,6 +15,7 @@ from rllib_gpg.advantages.baselines import Baseline, BinBaseline, NoBaseline, Ri
 from rllib_gpg.advantages.binning import BinningFunction, IntArray, name_of, resolve_binning
 from rllib_gpg.advantages.estimator import Comparison, GroupEstimate
 from rllib_gpg.advantages.inputs import FloatArray
+from rllib_gpg.advantages.returns import are_equal
 from rllib_gpg.diagnosis.explained import Explained, explained_by_each
 
 # As many as a picture has room for.
@@ -76,8 +77,13 @@ class Histogram:
     @classmethod
     def of(cls, x_S: FloatArray) -> Self:
         """Counts numbers in intervals of one length."""
-        counts, edges = np.histogram(x_S, _NUM_INTERVALS)
-        return cls(edges, counts, float(x_S.mean()), float(x_S.std()))
+        mean, limits = float(x_S.mean()), None
+        if are_equal(x_S):
+            # No intervals fit between numbers that rounding alone tells apart.
+            width = max(abs(mean), 1.0)
+            limits = mean - width / 2.0, mean + width / 2.0
+        counts, edges = np.histogram(x_S, _NUM_INTERVALS, limits)
+        return cls(edges, counts, mean, float(x_S.std()))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -56,6 +57,20 @@ class TrainingWarnings:
         self._said: set[tuple[str, ModuleID]] = set()
         self._in_a_row: Counter[tuple[str, ModuleID]] = Counter()
         self._best_return: dict[ModuleID, float] = {}
+
+    def add_module(self, module_id: ModuleID, overrides: Mapping[str, Any]) -> None:
+        """Judges a module by its own settings from now on, whatever was there of that name.
+
+        Args:
+            module_id: The module's ID.
+            overrides: The settings that are another than the config's.
+        """
+        self._config.algorithm_config_overrides_per_module[module_id] = dict(overrides)
+        self._config._per_module_overrides.pop(module_id, None)
+        self._best_return.pop(module_id, None)
+        self._said = {key for key in self._said if key[1] != module_id}
+        for key in [key for key in self._in_a_row if key[1] == module_id]:
+            del self._in_a_row[key]
 
     def of(
         self, result: ResultDict, spaces: Mapping[ModuleID, tuple[gym.Space, gym.Space]]

@@ -135,6 +135,10 @@ def check_has_reference(module_id: ModuleID, module: TorchRLModule) -> None:
 
 def _frozen(module: TorchRLModule) -> TorchRLModule:
     reference = copy.deepcopy(module.unwrapped())
+    # Where RLlib has compiled a module, these are attributes of it, and those of the copy would
+    # still be the module's own.
+    for compiled in ("_forward_train", "_forward_inference", "_forward_exploration"):
+        vars(reference).pop(compiled, None)
     reference.requires_grad_(False)
     return reference.eval()
 

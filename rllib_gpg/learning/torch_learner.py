@@ -48,6 +48,7 @@ CLIP_FRACTION_KEY = "clip_fraction"
 REFERENCE_KL_KEY = "reference_kl"
 
 _KL_COEFFS = "kl_coeffs"
+_FIRST_KL_COEFFS = "first_kl_coeffs"
 _REFERENCES = "references"
 _NUM_UPDATES = "num_updates"
 _SCHEDULE_STEPS = "schedule_steps"
@@ -94,9 +95,10 @@ class GPGTorchLearner(UpdateLoop):
 
     def kl_coeff(self, module_id: ModuleID) -> float:
         """Returns the KL coefficient now in force; it begins as the config's `kl_coeff`."""
-        if module_id not in self._kl_coeffs:
-            self._kl_coeffs[module_id] = self.config.get_config_for_module(module_id).kl_coeff
-        return self._kl_coeffs[module_id]
+        return self._kl_coeffs.setdefault(module_id, self._first_kl_coeff(module_id))
+
+    def _first_kl_coeff(self, module_id: ModuleID) -> float:
+        return self.config.get_config_for_module(module_id).kl_coeff
 
     @override(Learner)
     def should_module_be_updated(
@@ -183,6 +185,9 @@ class GPGTorchLearner(UpdateLoop):
         self._entropy_coeff_schedulers.pop(module_id, None)
         self._kl_coeffs.pop(module_id, None)
         self._references.forget(module_id)
+        # RLlib keeps both: another module of that name would have the settings of this one.
+        self.config._per_module_overrides.pop(module_id, None)
+        self._lr_schedulers.pop(module_id, None)
         return spec
 
     @override(Learner)
@@ -196,6 +201,7 @@ class GPGTorchLearner(UpdateLoop):
         state = {
             **super().get_state(components, not_components=not_components, **kwargs),
             _KL_COEFFS: dict(self._kl_coeffs),
+            _FIRST_KL_COEFFS: {mid: self._first_kl_coeff(mid) for mid in self._kl_coeffs},
             _SCHEDULE_STEPS: self._schedule_steps,
             _NUM_UPDATES: self._num_updates,
         }
@@ -212,14 +218,20 @@ class GPGTorchLearner(UpdateLoop):
 
         Of schedules, it is how far they have come that is restored. Their values are those of this
         learner's config: where it differs from the saved one, as in population based training, its
-        `lr` and `entropy_coeff` are in force.
+        `lr` and `entropy_coeff` are in force, and `kl_coeff` begins anew.
         """
         seq_no = state.get(WEIGHTS_SEQ_NO, self._weights_seq_no)
         # RLlib ignores weights older than its own.
         self._weights_seq_no: int = -1
         super().set_state(state)
         self._weights_seq_no = seq_no
-        self._kl_coeffs = dict(state.get(_KL_COEFFS, self._kl_coeffs))
+        first = state.get(_FIRST_KL_COEFFS, {})
+        self._kl_coeffs = {
+            module_id: coeff
+            for module_id, coeff in state.get(_KL_COEFFS, self._kl_coeffs).items()
+            # Begun from another one, it says nothing here.
+            if first.get(module_id) in (None, self._first_kl_coeff(module_id))
+        }
         self._schedule_steps = state.get(_SCHEDULE_STEPS, self._schedule_steps)
         self._num_updates = state.get(_NUM_UPDATES, self._num_updates)
         if _REFERENCES in state:
@@ -321,12 +333,13 @@ class GPGTorchLearner(UpdateLoop):
         """Goes on with PyTorch's schedulers; RLlib makes them with the first gradient step."""
         if self._lr_scheduler_classes is None:
             return
-        for module_id, of_optimizers in state.items():
+        # Of the modules that are there, as RLlib does.
+        for module_id in state.keys() & self.module.keys():
             classes = self._lr_scheduler_classes
             classes = classes[module_id] if isinstance(classes, dict) else classes
             self._lr_schedulers[module_id] = {
                 name: restored_lr_schedulers(self.get_optimizer(module_id, name), classes, states)
-                for name, states in of_optimizers.items()
+                for name, states in state[module_id].items()
             }
 
     def _entropy_coeff_scheduler(self, module_id: ModuleID) -> Scheduler:

@@ -122,6 +122,55 @@ def test_close_returns_are_not_blown_up() -> None:
     assert not np.concatenate(ours).any()
 
 
+@pytest.mark.parametrize("baseline", [BinBaseline(decay=0.8), RidgeBaseline(), "none"])
+@pytest.mark.parametrize("binning", ["time", "universal", "state"])
+def test_equal_returns_far_from_the_baseline_are_not_blown_up(baseline: Any, binning: str) -> None:
+    """Groups whose returns differ, then groups of 0 and of 1 alone."""
+    memory = None
+    for number in range(12):
+        observations, rewards = some_group(number)
+        if number > 5:
+            rewards = [np.zeros(len(r)) for r in rewards]
+            for r in rewards:
+                r[-1] = number % 2
+        found = estimate_group(
+            observations,
+            rewards,
+            gamma=1.0,
+            binning=binning,
+            baseline=baseline,
+            normalize="bins",
+            credit="outcome",
+            memory=memory,
+        )
+        memory = found.memory
+        assert np.abs(np.concatenate(found.advantages)).max() <= 10.0
+
+
+def test_the_optimal_constant_leaves_nothing_of_equal_outcomes() -> None:
+    """Also with the policy's gradients in single precision."""
+    observations, rewards = some_group(0)
+    rewards = [500.0 * (np.arange(len(r)) == len(r) - 1) for r in rewards]
+    squares = np.linspace(0.1, 0.9, len(rewards), dtype=np.float32)
+    lengths = [len(r) for r in rewards]
+
+    def scores(returns: np.ndarray) -> np.ndarray:
+        of_each = returns[np.cumsum([0, *lengths[:-1]])].astype(np.float32)
+        return np.stack((of_each * squares, squares), 1)
+
+    found = estimate_group(
+        observations,
+        rewards,
+        gamma=1.0,
+        binning="universal",
+        baseline="optimal",
+        normalize="bins",
+        credit="outcome",
+        scores=scores,
+    )
+    assert not np.concatenate(found.advantages).any()
+
+
 def test_later_visits_far_from_close_entries_are_not_blown_up() -> None:
     """All episodes but one last 500 steps: returns-to-go differ far more than the first of each."""
     rewards = [np.ones(500)] * 31 + [np.ones(499)]

@@ -88,6 +88,22 @@ def test_a_run_on_a_cluster_is_looked_at_in_one_process(
     algo.stop()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_rollouts_of_several_env_runners_are_looked_at_in_one_process(tmp_path: Path) -> None:
+    config = small_config(Identity, baseline="ridge").env_runners(
+        num_env_runners=2,
+        num_envs_per_env_runner=4,
+        batch_mode="truncate_episodes",
+        rollout_fragment_length=16,
+    )
+    checkpoint = saved(config, tmp_path)
+    report = inspect_checkpoint(checkpoint, tmp_path / "group.png")["default_policy"]
+    algo = GPG.from_checkpoint(checkpoint)
+    assert report.return_mean == module_results(algo.train())["group_return_mean"]
+    algo.stop()
+
+
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("kind", ["roles", "one-hot", "nested", "recurrent", "truncated"])
 def test_any_policy_can_be_looked_at(kind: str, tmp_path: Path) -> None:

@@ -44,6 +44,16 @@ def test_numbers_worked_out_by_hand() -> None:
     assert report.after.std == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-9, 1e12])
+def test_numbers_that_rounding_alone_tells_apart_are_shown_as_one(size: float) -> None:
+    """The same rewards in another order, credited with their sum."""
+    rewards = [size * np.array(r) for r in ([0.1, 0.2, 0.3], [0.3, 0.2, 0.1])]
+    baseline = resolve_baseline("none")
+    report = report_of(rewards, baseline=baseline, credit="outcome", binning="universal")
+    assert report.before.counts.sum() == report.before.counts.max() == 6
+    assert report.before.mean == pytest.approx(0.6 * size)
+
+
 def test_a_long_group_is_shown_at_some_timesteps_its_ends_among_them() -> None:
     over = report_of([np.ones(5000), np.ones(2)]).over_time
     assert len(over.timesteps) == 200

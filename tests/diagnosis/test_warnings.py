@@ -273,3 +273,13 @@ def test_the_loggers_level_turns_them_off() -> None:
     finally:
         logger.setLevel(logging.NOTSET)
     assert messages == []
+
+
+def test_a_module_that_is_added_is_judged_by_its_own_settings() -> None:
+    """Every step is alone in its bin, which a ridge minds less than bins do."""
+    run = Run(baseline="bins")
+    assert any("compared with itself" in said for said in run.says(group_singleton_fraction=1.0))
+    run._warnings.add_module("policy", {"baseline": "ridge"})
+    assert not run.says(group_singleton_fraction=1.0)
+    run._warnings.add_module("policy", {})
+    assert any("compared with itself" in said for said in run.says(group_singleton_fraction=1.0))

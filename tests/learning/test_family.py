@@ -386,6 +386,24 @@ def two_policies(**training: Any) -> Any:
     )
 
 
+def test_the_reference_of_a_compiled_module_is_not_the_module_itself() -> None:
+    """RLlib's `compile` leaves the compiled forward passes on the module."""
+    with built(two_policies(reference_kl_coeff=0.1)) as algo:
+        (learner,) = each_learner(algo, lambda learner: learner)
+        module = learner.module["a"].unwrapped()
+        forward_train = module._forward_train
+        module._forward_train = lambda batch: forward_train(batch)
+        learner._references.refresh("a", module)
+        reference = learner._references.of("a", module)
+        batch = {Columns.OBS: torch.ones(1, *module.observation_space.shape)}
+        before = reference._forward_train(batch)[Columns.ACTION_DIST_INPUTS].clone()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(1.0)
+        assert torch.equal(reference._forward_train(batch)[Columns.ACTION_DIST_INPUTS], before)
+        assert not torch.equal(module._forward_train(batch)[Columns.ACTION_DIST_INPUTS], before)
+
+
 def test_a_policy_that_is_not_trained_needs_no_reference(tmp_path: Path) -> None:
     """The checkpoint may have none for it."""
     alone = small_config(MultiIdentity).environment(env_config={"num_agents": 1})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ray.rllib.utils.metrics.metrics_logger import DEFAULT_STATS_CLS_LOOKUP
 from ray.rllib.utils.metrics.stats import MaxStats
 
 from rllib_gpg import GPG, GPGConfig
+from rllib_gpg.advantages import GroupAdvantageEstimation
 from rllib_gpg.learning import GPGTorchLearner
 from tests.envs import ComingAndGoing, Identity
 from tests.helpers import (
@@ -36,6 +38,7 @@ from tests.helpers import (
     built,
     each_learner,
     guarded,
+    logged_warnings,
     module_results,
     same,
     small_config,
@@ -378,6 +381,70 @@ def test_a_module_that_was_removed_is_not_remembered_under_its_id() -> None:
         assert each_learner(algo, remembered) == [{"all"}]
 
 
+def all_are_one(agent: Any, *_: Any, **__: Any) -> str:
+    return "all"
+
+
+def one_is_late(agent: Any, *_: Any, **__: Any) -> str:
+    return "late" if agent == "a" else "all"
+
+
+def add_late(algo: GPG, **overrides: Any) -> None:
+    algo.add_module(
+        "late",
+        RLModuleSpec.from_module(algo.get_module("all")),
+        config_overrides=overrides,
+        new_agent_to_module_mapping_fn=one_is_late,
+    )
+
+
+def settings_of_late(learner: Learner) -> tuple[float, ...]:
+    config = learner.config.get_config_for_module("late")
+    lr = learner.get_optimizer("late").param_groups[0]["lr"]
+    return lr, config.clip_param, learner.entropy_coeff("late")
+
+
+def test_a_module_that_comes_again_has_its_own_settings() -> None:
+    config = small_config(ComingAndGoing, lr=0.01)
+    with built(config.multi_agent(policies={"all"}, policy_mapping_fn=all_are_one)) as algo:
+        asked_for = (
+            ({"lr": 0.05, "clip_param": 0.1}, (0.05, 0.1, 0.0)),
+            ({"lr": 0.002, "entropy_coeff": 0.5}, (0.002, 0.2, 0.5)),
+            ({}, (0.01, 0.2, 0.0)),
+        )
+        for overrides, expected in asked_for:
+            add_late(algo, **overrides)
+            algo.train()
+            assert each_learner(algo, settings_of_late) == [pytest.approx(expected)]
+            algo.remove_module("late", new_agent_to_module_mapping_fn=all_are_one)
+
+
+def test_pytorchs_schedules_of_a_removed_module_go_with_it(tmp_path: Path) -> None:
+    """They are in no checkpoint, and one of that name that comes later has its own."""
+    config = small_config(ComingAndGoing, lr=0.01)
+    config.multi_agent(policies={"all"}, policy_mapping_fn=all_are_one).experimental(
+        _torch_lr_scheduler_classes=[partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)]
+    )
+    with built(config) as algo:
+        add_late(algo)
+        algo.train()
+        older = algo.save_to_path(tmp_path / "with")
+        algo.remove_module("late", new_agent_to_module_mapping_fn=all_are_one)
+        algo.train()
+        algo.restore_from_path(algo.save_to_path(tmp_path / "without"))
+        add_late(algo)
+        for _ in range(2):
+            algo.train()
+        ((lr, *_),) = each_learner(algo, settings_of_late)
+        assert lr == pytest.approx(0.01 * 0.5**2)
+        algo.remove_module("late", new_agent_to_module_mapping_fn=all_are_one)
+        with logged_warnings() as warnings:
+            algo.restore_from_path(older)
+        algo.train()
+    (named,) = (text for text in warnings if "modules that this algorithm hasn't" in text)
+    assert "late" in named and "GPG.from_checkpoint" in named
+
+
 def test_adding_and_removing_modules_leaves_the_pieces_as_they_are() -> None:
     config = scaled_config(ComingAndGoing)
     config.multi_agent(policies={"all"}, policy_mapping_fn=lambda *args, **kwargs: "all")
@@ -388,3 +455,30 @@ def test_adding_and_removing_modules_leaves_the_pieces_as_they_are() -> None:
         algo.remove_module("late")
         seen.append(factors(algo.train()))
     assert seen == [(1, 1), (2, 3), (4, 9)]
+
+
+class Backwards(ConnectorV2):
+    """Turns the rows of a batch round, all columns alike."""
+
+    def __call__(self, *, batch: Any, **kwargs: Any) -> Any:
+        return {
+            module_id: {name: column.flip(0) for name, column in columns.items()}
+            for module_id, columns in batch.items()
+        }
+
+
+class MovesSteps(GPGTorchLearner):
+    def build(self) -> None:
+        super().build()
+        pieces = self._learner_connector.connectors
+        (at,) = (i for i, p in enumerate(pieces) if isinstance(p, GroupAdvantageEstimation))
+        pieces.insert(at, Backwards())
+
+
+def test_a_piece_that_moves_steps_is_refused() -> None:
+    """Each step would have the advantage of another."""
+    with (
+        built(small_config(Identity, learner_class=MovesSteps)) as algo,
+        pytest.raises(ValueError, match="in another order"),
+    ):
+        algo.train()

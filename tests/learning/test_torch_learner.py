@@ -309,6 +309,20 @@ def test_pytorchs_schedules_go_on_from_a_checkpoint(scheduler: Any, tmp_path: Pa
 # The adaptive KL coefficient.
 
 
+def test_another_kl_coeff_begins_anew_from_a_checkpoint(tmp_path: Path) -> None:
+    """As in population based training; the same one goes on from where it was."""
+    with built(kl_config(kl_target=1e-6)) as algo:
+        algo.train()
+        adapted = learner_of(algo).kl_coeff(DEFAULT_MODULE_ID)
+        checkpoint = algo.save_to_path(tmp_path)
+    assert adapted == pytest.approx(0.3)
+    for kl_coeff, expected in ((0.2, adapted), (5.0, 5.0)):
+        config = kl_config(kl_target=1e-6).training(kl_coeff=kl_coeff)
+        restored = GPG.from_checkpoint(checkpoint, config=config)
+        assert learner_of(restored).kl_coeff(DEFAULT_MODULE_ID) == expected
+        restored.stop()
+
+
 def first_kl() -> float:
     """KL(old, new) over the last epoch of the first update, the same in all tests below."""
     with built(kl_config(kl_target=1.0)) as algo:

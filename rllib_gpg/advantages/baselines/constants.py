@@ -53,11 +53,15 @@ class OptimalBaseline(Baseline):
                 f"{self} needs the gradients of the policy: give `scores`, a function of the "
                 "returns, or use it under GPG, whose connector does."
             )
-        product_N2 = np.asarray(group.scores(returns), np.float64)
+        # Of returns less their mean, which changes b* by just that: gradients are in single
+        # precision, and of equal returns nothing is to be left.
+        mean = float(returns.mean())
+        product_N2 = np.asarray(group.scores(returns - mean), np.float64)
         total, others_N2 = product_N2.sum(0), group.sum_of_other_episodes(product_N2)
-        # b*(n) = sum_{m != n} <G(m), g(m)> / sum_{m != n} <g(m), g(m)>
+        # b*(n) = mean + sum_{m != n} <G(m), g(m)> / sum_{m != n} <g(m), g(m)>
         has_N = others_N2[:, 1] > 0.0
-        value_N = np.where(has_N, others_N2[:, 0] / np.where(has_N, others_N2[:, 1], 1.0), 0.0)
-        constant = float(total[0] / total[1]) if total[1] > 0.0 else 0.0
+        ratio_N = others_N2[:, 0] / np.where(has_N, others_N2[:, 1], 1.0)
+        value_N = np.where(has_N, mean + ratio_N, 0.0)
+        constant = mean + float(total[0] / total[1]) if total[1] > 0.0 else 0.0
         metrics = {"baseline_constant": constant}
         return Valuation(np.repeat(value_N, group.lengths), metrics=metrics)
