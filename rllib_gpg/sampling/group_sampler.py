@@ -100,8 +100,9 @@ class GroupSampler:
             # An interrupt leaves it where it is.
             self.wait()
             self._ahead = None
-            # If it failed, or isn't learned from, it is sampled anew the next time, as it was.
-            self._of_next = ahead.weights
+            # If it failed, it is sampled anew the next time, as it would have been.
+            if ahead.result.exception() is not None:
+                self._of_next = ahead.weights
             group = ahead.result.result()
         else:
             self._of_next = self.weights_of_next

@@ -184,16 +184,11 @@ class FailsOnce(GPGTorchLearner):
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize(
-    ("num_env_runners", "sample_ahead"),
-    [(0, 0), pytest.param(2, 1, marks=pytest.mark.slow)],
-)
-def test_a_group_that_is_repeated_after_a_failed_update_counts_once(
-    num_env_runners: int, sample_ahead: int
-) -> None:
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_group_that_is_repeated_after_a_failed_update_counts_once(num_env_runners: int) -> None:
     """The filter goes on as if nothing had failed, and is in checkpoints as the group found it."""
     config = filtered(num_env_runners=num_env_runners)
-    config.training(learner_class=FailsOnce, sample_ahead=sample_ahead)
+    config.training(learner_class=FailsOnce)
     ends = []
     for fails in (False, True):
         with built(config.copy(copy_frozen=False)) as algo:
