@@ -117,8 +117,7 @@ class GPG(GroupAlgorithm):
     def report_next_group(self) -> Mapping[ModuleID, GroupReport]:
         """Samples the next group and reports on it, without learning from it.
 
-        What is counted and remembered goes on as if it had been learned from: to train on, take
-        another algorithm.
+        Metrics count it as if it had been learned from: to train on, take another algorithm.
 
         Returns:
             What the group is like, per module; `rllib_gpg.diagnosis.draw` makes a picture of it.

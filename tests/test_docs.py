@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 import inspect
 import re
 from pathlib import Path
@@ -80,12 +81,16 @@ def test_the_code_runs_and_prints_what_the_page_says(
     monkeypatch.setattr(ray, "init", planned_init)
     scope: dict[str, Any] = {"__name__": "__main__"}
     printed = ""
-    for language, block in blocks(page):
-        if language == "python":
-            exec(compile(block, str(page), "exec"), scope)
-            printed = capsys.readouterr().out
-        else:
-            assert block in printed
+    try:
+        for language, block in blocks(page):
+            if language == "python":
+                exec(compile(block, str(page), "exec"), scope)
+                printed = capsys.readouterr().out
+            else:
+                assert block in printed
+    finally:
+        # One of them turns it off, which tests of warnings would notice.
+        logging.getLogger("ray.rllib.diagnosis").setLevel(logging.NOTSET)
 
 
 def test_defaults_are_those_of_the_configs() -> None:

@@ -1,7 +1,6 @@
 """What is compared with what, on which tasks, with which settings and seeds.
 
-`docs/results/protocol.md` says it in words, and why. Everything here was written down before the
-runs that it is about.
+`docs/results/protocol.md` says it in words, and why; also what was changed after the first runs.
 """
 
 from __future__ import annotations

@@ -329,8 +329,10 @@ def _check_order(columns: Mapping[str, Any], group: Sequence[SingleAgentEpisode]
     Raises:
         ValueError: If its log-probabilities are those of the episodes, but not one by one.
     """
-    if not all(Columns.ACTION_LOGP in episode.extra_model_outputs for episode in group):
-        return
+    if Columns.ACTION_LOGP not in columns or not all(
+        Columns.ACTION_LOGP in episode.extra_model_outputs for episode in group
+    ):
+        return  # There is nothing to tell steps apart by.
     of_episodes = np.concatenate(
         [np.asarray(episode.get_extra_model_outputs(Columns.ACTION_LOGP)) for episode in group]
     )
