@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import logging
 import inspect
+import logging
 import re
 from pathlib import Path
 from typing import Any
