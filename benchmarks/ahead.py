@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cells import Cell, last_return, run_all, status
-from benchmarks.evidence.tables import markdown, spread
-from benchmarks.reporting import DOCS, results_of, write_table
+from benchmarks.reporting import DOCS, markdown, results_of, spread, write_table
 from benchmarks.training import after, of_the_results, settings_of, train
 from rllib_gpg import GPGConfig
 

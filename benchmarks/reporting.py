@@ -44,27 +44,31 @@ def table(results: Results, contenders: Sequence[str], num_env_steps: dict[Any, 
     contenders = [name for name in contenders if any(name == ran for *_, ran in results)]
     if not contenders:
         return "Nothing of it has been run yet."
-    lines = [
-        f"| task | N | env steps | {' | '.join(contenders)} |",
-        f"|---|---|---|{'---|' * len(contenders)}",
-    ]
+    rows = []
     for (env, group_size), steps in num_env_steps.items():
         found = [results.get((env, group_size, contender), []) for contender in contenders]
         if any(found):
-            values = " | ".join(map(_mean_and_error, found))
-            lines.append(f"| {env} | {group_size} | {steps:,} | {values} |")
-    return "\n".join(lines)
+            returns = [[last_return(cell) for cell in cells] for cells in found]
+            digits = 2 if max(abs(value) for values in returns for value in values) < 10 else 0
+            spreads = (spread(values, digits) for values in returns)
+            rows.append([env, f"{group_size}", f"{steps:,}", *spreads])
+    return markdown(["task", "N", "env steps", *contenders], rows)
 
 
-def _mean_and_error(cells: list[dict[str, Any]]) -> str:
-    if not cells:
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """Mean and standard error of one value per seed, and how many there are."""
+    if not values:
         return "not run"
-    returns = np.array([last_return(cell) for cell in cells])
-    digits = 2 if np.abs(returns).max() < 10 else 0
-    mean, error = mean_and_error(returns)
-    if len(returns) == 1:
-        return f"{mean:.{digits}f} (1 seed)"
-    return f"{mean:.{digits}f} ± {error:.{digits}f} ({len(returns)})"
+    mean, error = mean_and_error(values)
+    if len(values) == 1:
+        return f"{mean:,.{digits}f} (1 seed)"
+    return f"{mean:,.{digits}f} ± {error:,.{digits}f} ({len(values)})"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_table(page: Path, name: str, text: str) -> None:
@@ -155,7 +159,9 @@ def draw(
             end = np.mean([c[0][-1] for c in curves])
             at = np.linspace(max(c[0][0] for c in curves), end, POINTS)
             values = np.array([np.interp(at, *curve) for curve in curves])
-            mean, error = values.mean(0), values.std(0) / max(1, len(values) - 1) ** 0.5
+            mean, error = np.transpose([mean_and_error(at_once) for at_once in values.T])
+            # Of a single seed there is none to show.
+            error = np.nan_to_num(error)
             axis.plot(at / unit, mean, color=colour, label=name)
             axis.fill_between(at / unit, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
         axis.set_title(title, fontsize=10)

@@ -57,7 +57,8 @@ _INITIALIZERS: dict[str, Any] = {
 class GPGConfig(AlgorithmConfig):
     """Defines a configuration class from which a GPG Algorithm can be built.
 
-    A PPO script becomes a GPG script by changing the class and deleting the critic's settings:
+    A PPO script becomes a GPG script by changing the class and deleting the settings of the critic
+    and the size of the batch:
 
         from rllib_gpg import GPGConfig
 
@@ -204,7 +205,7 @@ class GPGConfig(AlgorithmConfig):
                 all env runners. Larger groups make better baselines and smoother updates, at more
                 env steps each; 8 to 128 are usual. With 1 and time bins there is nothing to compare
                 with, and so no signal, unless the baseline remembers earlier groups. Default 32:
-                with it and the other defaults both CartPole and LunarLander are learned.
+                with it and the other defaults CartPole is learned in about 20 iterations.
             episodes_per_start: How many episodes of a group have each start in common; `group_size`
                 must be a multiple of it. Above 1, bins hold the episodes of one start only, as
                 answers to one prompt are compared in GRPO: for envs whose start decides much of the
@@ -292,7 +293,7 @@ class GPGConfig(AlgorithmConfig):
                 learns from them.
             entropy_coeff: The weight of the entropy bonus, a float or a schedule
                 `[[env steps, value], ..]`. It helps where a policy settles too early, and harms
-                where it should settle: with 0.01 LunarLander wasn't solved (one seed). Default 0.
+                where it should settle. Default 0.
             use_kl_loss: Whether to add `kl_coeff * KL(old, new)` to the loss. Default False: the
                 clip does the same job.
             kl_coeff: The first KL coefficient. It is adapted after each update, times 1.5 when the

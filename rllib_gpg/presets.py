@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from rllib_gpg.advantages.baselines import RidgeBaseline
 from rllib_gpg.advantages.levels import Level
 from rllib_gpg.learning import GPGTRPOTorchLearner
 from rllib_gpg.learning.surrogates import ClippedWeight
@@ -44,6 +45,20 @@ GPG: Final[Preset] = {
     "num_epochs": 4,
     # 4, or what `minibatch_size` makes of a group.
     "num_minibatches": None,
+}
+
+# What this package recommends with few episodes: a regression inside the bins, and λ-returns.
+RIDGE: Final[Preset] = {**GPG, "baseline": "ridge", "lambda_": 0.98}
+
+# The same for continuous control with many env steps: of rollouts, too, whose ends it completes.
+RIDGE_CONTINUOUS: Final[Preset] = {
+    **GPG,
+    "baseline": RidgeBaseline(num_features=512),
+    "lambda_": 0.95,
+    "bootstrap_truncated": True,
+    "num_epochs": 10,
+    # Of 8 rollouts of 256 steps, minibatches of 64, as in PPO's published settings.
+    "num_minibatches": 32,
 }
 
 _ONE_UPDATE = {"surrogate": "unclipped", "num_epochs": 1, "num_minibatches": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -149,11 +150,13 @@ def test_minus_one_is_no_way_to_say_nothing(name: str) -> None:
 
 
 def test_settings_of_the_kl_loss_without_it_are_warned_of() -> None:
-    with pytest.warns(UserWarning, match="`kl_target` do nothing without `use_kl_loss=True`"):
+    with pytest.warns(UserWarning, match="^`kl_coeff` does nothing without `use_kl_loss=True`"):
         cartpole().training(kl_coeff=0.5).validate()
+    with pytest.warns(UserWarning, match="^`kl_coeff` and `kl_target` do nothing without"):
+        cartpole().training(kl_coeff=0.5, kl_target=0.1).validate()
     overrides = {"default_policy": {"kl_coeff": 0.5}}
     config = cartpole().rl_module(algorithm_config_overrides_per_module=overrides)
-    with pytest.warns(UserWarning, match="of module 'default_policy' do nothing"):
+    with pytest.warns(UserWarning, match="of module 'default_policy' does nothing"):
         config.validate()
     config.training(use_kl_loss=True).validate()
 
@@ -844,3 +847,32 @@ def test_envs_that_failed_are_not_replaced_by_other_episodes() -> None:
     config = cartpole().fault_tolerance(restart_failed_sub_environments=True)
     with pytest.raises(ValueError, match=r"favours those that don't fail.*`max_share_failures`"):
         config.validate()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        (
+            {"num_env_runners": 64, "episodes_per_share": 8},
+            "128 episodes is cut into 16 shares, so that 48 of 64 env runners have nothing to do: "
+            "lower `episodes_per_share`, now 8, take 16 env runners or a larger group.",
+        ),
+        (
+            {"num_env_runners": 200},
+            "cut into 128 shares, so that 72 of 200 env runners have nothing to do: take 128",
+        ),
+        ({"num_env_runners": 16, "episodes_per_share": 8}, None),
+        ({"num_env_runners": 0}, None),
+        # Those without a share of their own sample second copies.
+        ({"num_env_runners": 64, "episodes_per_share": 8, "duplicate_last_shares": True}, None),
+    ],
+)
+def test_env_runners_with_nothing_to_do_are_spoken_of(
+    sampling: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(logging.getLogger("ray.rllib"), "warning", warnings.append)
+    cartpole().training(group_size=128).env_runners(**sampling).validate()
+    idle = [text for text in warnings if "have nothing to do" in text]
+    assert len(idle) == (said is not None)
+    assert (said or "") in "".join(idle)

@@ -263,7 +263,7 @@ def test_progress_is_shown_by_env_steps_and_by_the_time_that_ppo_takes() -> None
         name: {env: [run(seed, *end) for seed in (0, 1)] for env in ("Hopper-v5", "Ant-v5")}
         for name, end in ends.items()
     }
-    panels = over_tasks.progress(runs)
+    panels = over_tasks.curves_over_tasks(runs)
     assert list(panels) == ["env steps", "CPU time"]
     for title, name, halfway in (
         ("env steps", "rllib-ppo", 0.5),
@@ -276,7 +276,7 @@ def test_progress_is_shown_by_env_steps_and_by_the_time_that_ppo_takes() -> None
         for at, values in curves:
             assert np.interp(0.5, at, values) == pytest.approx(halfway, abs=0.03)
             assert values[-1] == pytest.approx(0.5 if name == "gpg" else 1.0, abs=0.03)
-    assert over_tasks.progress(runs | {"sb3-ppo": {}}) == {}
+    assert over_tasks.curves_over_tasks(runs | {"sb3-ppo": {}}) == {}
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from benchmarks.cells import Cell
 from benchmarks.evidence import cleanrl, protocol, rllib_runs
 from benchmarks.evidence.published import ZOO
+from rllib_gpg import presets
 from rllib_gpg.advantages import RidgeBaseline
 
 
@@ -154,6 +155,27 @@ def test_gpg_learns_from_rollouts_where_actions_are_continuous(
     assert (config.group_size, config.lambda_, config.bootstrap_truncated) == (8, lambda_, True)
     assert config.baseline == RidgeBaseline(num_features=512)
     assert config.lr == [[0, 3e-4], [8192, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("env", "preset", "but"),
+    [
+        ("LunarLander-v3", presets.RIDGE, {}),
+        ("Walker2d-v5", presets.RIDGE_CONTINUOUS, {}),
+        ("HalfCheetah-v5", presets.RIDGE_CONTINUOUS, {"binning": "universal", "lambda_": 0.98}),
+    ],
+)
+def test_the_presets_are_what_is_compared(
+    env: str, preset: dict[str, Any], but: dict[str, Any]
+) -> None:
+    config = rllib_runs.config_of(Cell("x", env, *protocol.TASKS[env].gpg, 100, 8192))
+    of_preset = config.copy(copy_frozen=False).training(**preset | but, minibatch_size=None)
+    for name in preset.keys() - {"learner_class", "num_minibatches"}:
+        assert getattr(of_preset, name) == getattr(config, name), name
+    # Minibatches of the same size.
+    minibatches = of_preset.num_minibatches or 4
+    steps = config.group_size * config.get_rollout_fragment_length()
+    assert config.minibatch_size in (None, steps / minibatches)
 
 
 @pytest.mark.parametrize(("env", "width"), [("Walker2d-v5", 64), ("Hopper-v5", 256)])

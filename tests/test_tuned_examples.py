@@ -143,6 +143,17 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_what_a_run_keeps_goes_where_it_is_told(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    output = run_example(
+        "cartpole_gpg.py", tmp_path, "--stop-iters", "1", "--storage-path", f"{kept}"
+    )
+    check_what_it_keeps(output)
+    for label in ("learning curve", "checkpoint"):
+        assert path_after(label, output).is_relative_to(kept)
+
+
+@pytest.mark.slow
 def test_another_env_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"`--env` doesn't apply.*'Acrobot-v1'"):
         run_example("cartpole_gpg.py", tmp_path, "--env", "Acrobot-v1")

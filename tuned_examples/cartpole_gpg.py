@@ -16,7 +16,7 @@ What to expect: a mean return of 475 in one group after 19, 14 and 20 iterations
 ± 11 after 200 iterations.
 """
 
-from progress import example_parser, run_example
+from run_example import example_parser, run_example
 
 from rllib_gpg import GPGConfig
 

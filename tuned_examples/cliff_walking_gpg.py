@@ -15,8 +15,8 @@ iterations (seeds 0, 1, 2; 0.48 to 0.53 million env steps, most of them in the f
 20 s on 2 cores). The paper reports -17, the safe detour, after 200 iterations.
 """
 
-from progress import example_parser, run_example
 from ray.rllib.connectors.env_to_module import FlattenObservations
+from run_example import example_parser, run_example
 
 from rllib_gpg import GPGConfig
 

@@ -22,7 +22,6 @@ What to expect: a mean return of 0.9 (of the env; the group's has the intrinsic 
 same settings takes 72,000, 102,000 and 70,000.
 """
 
-from progress import EPISODE_RETURN, example_parser, run_example
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.connectors.env_to_module import FlattenObservations
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -35,6 +34,7 @@ from ray.rllib.examples.learners.classes.intrinsic_curiosity_learners import (
 from ray.rllib.examples.rl_modules.classes.intrinsic_curiosity_model_rlm import (
     IntrinsicCuriosityModel,
 )
+from run_example import EPISODE_RETURN, example_parser, run_example
 
 from rllib_gpg import GPGConfig
 from rllib_gpg.learning import GPGTorchLearner

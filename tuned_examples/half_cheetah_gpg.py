@@ -2,7 +2,7 @@
 
 What it shows: episodes last 1,000 steps whatever happens, so that a group of them is long in
 coming. Here it is 8 rollouts of 256 steps, which go on in the next group, and are compared in one
-bin; a ridge regression on 512 random functions completes their returns where they are cut, and
+bin; a ridge regression on 512 random features completes their returns where they are cut, and
 makes `lambda_` below 1 safe. `normalize_observations` keeps a running mean and variance as part of
 the module, so that they travel with its weights; `free_log_std` learns one standard deviation per
 action. The learning rate falls to 0 over the million env steps, and minibatches have 64 steps, as
@@ -18,10 +18,9 @@ PPO's, seed by seed. Of four runs two ended at 1,500, and two at 2,500 and 3,700
 and 50).
 """
 
-from progress import EPISODE_RETURN, example_parser, run_example
+from run_example import EPISODE_RETURN, example_parser, run_example
 
-from rllib_gpg import GPGConfig
-from rllib_gpg.advantages import RidgeBaseline
+from rllib_gpg import GPGConfig, presets
 
 # 490 groups of 2,048 env steps.
 parser = example_parser(reward=2000.0, iterations=490)
@@ -33,17 +32,13 @@ config = (
         num_envs_per_env_runner=8, batch_mode="truncate_episodes", rollout_fragment_length=256
     )
     .training(
+        **presets.RIDGE_CONTINUOUS,
         group_size=8,
-        # Every episode ends at its time limit, and no timestep is like another one.
-        binning="universal",
-        baseline=RidgeBaseline(num_features=512),
-        lambda_=0.98,
-        bootstrap_truncated=True,
         lr=[[0, 3e-4], [1_000_000, 0.0]],
         gamma=0.99,
-        num_epochs=10,
-        minibatch_size=64,
     )
+    # Every episode ends at its time limit, and no timestep is like another one.
+    .training(binning="universal", lambda_=0.98)
     .rl_module(
         model_config={
             "fcnet_hiddens": [64, 64],

@@ -1,7 +1,7 @@
 """GPG on Hopper-v5 with a million env steps: rollouts, completed by a regression.
 
 What it shows: groups of 8 rollouts of 256 steps, whose episodes go on in the next group. A ridge
-regression on 512 random functions completes their returns where they are cut, and makes `lambda_`
+regression on 512 random features completes their returns where they are cut, and makes `lambda_`
 below 1 safe. The learning rate falls to 0 over the million env steps, and minibatches have 64
 steps, as in PPO's published settings.
 
@@ -15,10 +15,9 @@ PPO's, seed by seed. A mean return of 2,000 in the last 100 episodes came after 
 (seed 100; a million take 8 minutes on one core).
 """
 
-from progress import EPISODE_RETURN, example_parser, run_example
+from run_example import EPISODE_RETURN, example_parser, run_example
 
-from rllib_gpg import GPGConfig
-from rllib_gpg.advantages import RidgeBaseline
+from rllib_gpg import GPGConfig, presets
 
 # 490 groups of 2,048 env steps.
 parser = example_parser(reward=2000.0, iterations=490)
@@ -30,14 +29,10 @@ config = (
         num_envs_per_env_runner=8, batch_mode="truncate_episodes", rollout_fragment_length=256
     )
     .training(
+        **presets.RIDGE_CONTINUOUS,
         group_size=8,
-        baseline=RidgeBaseline(num_features=512),
-        lambda_=0.95,
-        bootstrap_truncated=True,
         lr=[[0, 3e-4], [1_000_000, 0.0]],
         gamma=0.99,
-        num_epochs=10,
-        minibatch_size=64,
     )
     .rl_module(
         model_config={

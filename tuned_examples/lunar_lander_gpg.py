@@ -16,9 +16,9 @@ PPO's, seed by seed. A mean return of 200 in the last 100 episodes came after 28
 (seed 100, half a minute on one core).
 """
 
-from progress import example_parser, run_example
+from run_example import example_parser, run_example
 
-from rllib_gpg import GPGConfig
+from rllib_gpg import GPGConfig, presets
 
 parser = example_parser(reward=200.0, iterations=1000)
 
@@ -28,8 +28,7 @@ config = (
     .env_runners(num_envs_per_env_runner=4)
     .training(
         group_size=4,
-        baseline="ridge",
-        lambda_=0.98,
+        **presets.RIDGE,
         lr=[[0, 1e-3], [1_000_000, 0.0]],
         gamma=0.999,
     )

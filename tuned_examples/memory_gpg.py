@@ -20,7 +20,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from progress import example_parser, run_example
+from run_example import example_parser, run_example
 
 from rllib_gpg import GPGConfig
 

@@ -16,8 +16,8 @@ What to expect: a mean return of 450 per agent in one group after 13 and 15 iter
 both (seed 0).
 """
 
-from progress import EPISODE_RETURN, example_parser, run_example
 from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
+from run_example import EPISODE_RETURN, example_parser, run_example
 
 from rllib_gpg import GPGConfig
 
@@ -40,8 +40,6 @@ def get_config(num_agents: int, shared_policy: bool) -> GPGConfig:
                 "shared" if shared_policy else f"p{agent_id}"
             ),
         )
-        # The mean return of one group, not of the last 100 episodes.
-        .reporting(metrics_num_episodes_for_smoothing=32)
     )
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from progress import example_parser, run_example
+from run_example import example_parser, run_example
 
 from rllib_gpg import GPGConfig
 from rllib_gpg.advantages import Baseline, BinnedGroup, Valuation

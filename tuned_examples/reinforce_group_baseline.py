@@ -21,7 +21,6 @@ import math
 from typing import Any
 
 import torch
-from progress import example_parser, run_example
 from ray.rllib.algorithms import Algorithm, AlgorithmConfig
 from ray.rllib.algorithms.bc.torch.default_bc_torch_rl_module import DefaultBCTorchRLModule
 from ray.rllib.core.columns import Columns
@@ -32,6 +31,7 @@ from ray.rllib.utils.metrics import (
     LEARNER_RESULTS,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
+from run_example import example_parser, run_example
 
 from rllib_gpg.advantages import GroupAdvantageEstimation
 from rllib_gpg.sampling import GroupEnvRunner

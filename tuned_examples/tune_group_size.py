@@ -32,9 +32,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from progress import GROUP_RETURN
 from ray import tune
 from ray.tune.experiment import Trial
+from run_example import GROUP_RETURN
 
 from rllib_gpg import GPGConfig
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from progress import EPISODE_RETURN, example_parser, run_example
 from ray.rllib.connectors.env_to_module import FlattenObservations
 from ray.rllib.core.rl_module import MultiRLModuleSpec, RLModuleSpec
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
+from run_example import EPISODE_RETURN, example_parser, run_example
 
 from rllib_gpg import GPGConfig
 
@@ -99,7 +99,6 @@ config = (
             "listener": GPGConfig.overrides(gamma=0.9),
         },
     )
-    .reporting(metrics_num_episodes_for_smoothing=64)
 )
 
 if __name__ == "__main__":

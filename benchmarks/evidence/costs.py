@@ -8,8 +8,9 @@ from itertools import chain
 import numpy as np
 
 from benchmarks.evidence.protocol import ALONE_TASKS, CONTENDERS, FOLDER, TASKS, cells_of
-from benchmarks.evidence.tables import Runs, markdown, spread
+from benchmarks.evidence.tables import Runs
 from benchmarks.origins import origins
+from benchmarks.reporting import markdown, spread
 
 
 def table_of_seconds(runs: Runs) -> str:

@@ -32,9 +32,9 @@ from benchmarks.evidence.tables import (
     Runs,
     at_the_end,
     curve_against,
-    markdown,
     mean_at_the_end,
 )
+from benchmarks.reporting import markdown
 
 Pairs = dict[str, tuple[list[Result], list[Result]]]
 """Task -> ours and theirs, of the same seeds."""
@@ -143,7 +143,7 @@ def table_of_means(runs: Runs) -> str:
 
 def draw(runs: Runs) -> None:
     """How far everyone is, on average over tasks, by the env steps and by the time it has taken."""
-    panels = progress(runs)
+    panels = curves_over_tasks(runs)
     reporting.draw(
         panels,
         "0: untrained, 1: the best",
@@ -153,7 +153,7 @@ def draw(runs: Runs) -> None:
     )
 
 
-def progress(runs: Runs) -> dict[str, dict[str, list[reporting.Curve]]]:
+def curves_over_tasks(runs: Runs) -> dict[str, dict[str, list[reporting.Curve]]]:
     """A curve per seed, on the scale of the table, against two shares of what RLlib's PPO takes.
 
     A run that is over stays where it is. Nothing if there is no task and seed that all have.

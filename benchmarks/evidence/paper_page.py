@@ -23,8 +23,8 @@ from benchmarks.evidence.paper import (
     table1_cells,
 )
 from benchmarks.evidence.protocol import RLLIB_PPO
-from benchmarks.evidence.tables import Result, curve_against, final, markdown, mean_at_the_end
-from benchmarks.reporting import Results, results_of
+from benchmarks.evidence.tables import Result, curve_against, final, mean_at_the_end
+from benchmarks.reporting import Results, markdown, results_of
 
 PAGE = reporting.DOCS / "results" / "paper.md"
 PICTURES = {

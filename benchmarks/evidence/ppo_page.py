@@ -19,7 +19,8 @@ from benchmarks.evidence.protocol import (
     seeds_of,
 )
 from benchmarks.evidence.published import CLEANRL_RETURNS, ZOO_RETURNS
-from benchmarks.evidence.tables import Runs, at_the_end, curve_against, final, markdown, spread
+from benchmarks.evidence.tables import Runs, at_the_end, curve_against, final
+from benchmarks.reporting import markdown, spread
 
 PAGE = reporting.DOCS / "results" / "ppo.md"
 HOW = ("sampled", "greedy")

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import reporting
-from benchmarks.bootstrap import mean_and_error
-from benchmarks.reporting import Curve
+from benchmarks.reporting import Curve, spread
 
 Result = dict[str, Any]
 """What a cell says."""
@@ -30,22 +29,6 @@ def mean_at_the_end(results: Sequence[Result], how: str = "sampled") -> float:
 def final(results: Sequence[Result], digits: int = 0, how: str = "sampled") -> str:
     """Mean and standard error over seeds of the final evaluation."""
     return spread([at_the_end(result, how) for result in results], digits)
-
-
-def spread(values: Sequence[float], digits: int = 0) -> str:
-    """Mean and standard error of one value per seed, and how many there are."""
-    if not values:
-        return "not run"
-    mean, error = mean_and_error(values)
-    if len(values) == 1:
-        return f"{mean:,.{digits}f} (1 seed)"
-    return f"{mean:,.{digits}f} ± {error:,.{digits}f} ({len(values)})"
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def curve_against(result: Result, axis: str) -> Curve:

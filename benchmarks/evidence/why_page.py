@@ -18,7 +18,8 @@ from benchmarks.evidence.protocol import (
     ladder_of,
     seeds_of,
 )
-from benchmarks.evidence.tables import Result, curve_against, final, markdown
+from benchmarks.evidence.tables import Result, curve_against, final
+from benchmarks.reporting import markdown
 
 PAGE = reporting.DOCS / "results" / "why.md"
 SURVIVORS_AT = (0, 100, 200, 400, 800)

@@ -134,7 +134,7 @@ class SpatialBinning(Binning):
     """f(s, t) = epsilon * round(s / epsilon): states on a grid. For continuous state spaces.
 
     Args:
-        epsilon: Edge of a grid cell, > 0, in the unit of the observations (as the environment
+        epsilon: Edge of a patch, > 0, in the unit of the observations (as the environment
             gives them, not normalised): one float, or one per dimension of the flattened
             observation. Larger is coarser; the more trajectories, the finer a grid they can fill.
 

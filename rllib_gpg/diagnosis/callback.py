@@ -32,8 +32,8 @@ class DiagnosisCallback(RLlibCallback):
         """Takes how often.
 
         Args:
-            every: A picture in the first iteration, and in every so manieth after it. Default 10:
-                one takes about a second.
+            every: A picture in iteration 1, 1 + `every`, 1 + 2 `every`, .. Default 10: one takes
+                about a second.
 
         Raises:
             ValueError: If it is no integer above 0.

@@ -139,7 +139,7 @@ def nothing_explained(seen: Iteration) -> str | None:
     if constant or one_bin or at_its_best or not share < 0.0:
         return None
     if isinstance(seen.baseline, RidgeBaseline):
-        mend = "Try a larger group, baseline='bins', or a larger `baseline_decay`"
+        mend = "Try a larger group, a larger decay, or baseline='bins' with `lambda_=1`"
     elif isinstance(seen.baseline, BinBaseline):
         mend = "Try a larger group, coarser bins if there are any, or baseline='ridge'"
     else:

@@ -36,11 +36,11 @@ def _is_schedule(value: Any) -> bool:
     )
 
 
-def count(config: AlgorithmConfig, name: str, meaning: str = "") -> Iterator[str]:
+def count(config: AlgorithmConfig, name: str, meaning: str = "", of: str = "") -> Iterator[str]:
     """Yields a sentence if a setting is no integer >= 1."""
     value = getattr(config, name)
     if not is_count(value):
-        yield f"`{name}` must be an integer >= 1, got {value!r}. {meaning}".strip()
+        yield f"`{name}`{of} must be an integer >= 1, got {value!r}. {meaning}".strip()
 
 
 def is_number(value: Any) -> bool:

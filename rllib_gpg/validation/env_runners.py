@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import math
 from collections.abc import Iterator
 
 import gymnasium as gym
@@ -11,8 +13,10 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_gpg.sampling import GroupEnvRunner, MultiAgentGroupEnvRunner
-from rllib_gpg.sampling.group import num_envs_of_rollouts
+from rllib_gpg.sampling.group import episodes_per_share, num_envs_of_rollouts
 from rllib_gpg.validation.checks import is_count
+
+logger = logging.getLogger("ray.rllib")
 
 _SECONDS_TO_START = 120.0
 # RLlib takes both.
@@ -24,6 +28,22 @@ def problems(config: AlgorithmConfig) -> Iterator[str]:
     yield from _sampling(config)
     if config.output:
         yield from _recording(config)
+
+
+def warn_of_idle_runners(config: AlgorithmConfig) -> None:
+    """Says so if a group has fewer shares than there are env runners."""
+    size = episodes_per_share(config)
+    busy = math.ceil(config.group_size / size)
+    # With duplicates, they sample second copies.
+    if busy < config.num_env_runners and not config.duplicate_last_shares:
+        mend = f"lower `episodes_per_share`, now {size}, " * (size > 1) + (
+            f"take {busy} env runners or a larger group"
+        )
+        logger.warning(
+            f"A group of {config.group_size} episodes is cut into {busy} shares, so that "
+            f"{config.num_env_runners - busy} of {config.num_env_runners} env runners have nothing "
+            f"to do: {mend}."
+        )
 
 
 def why_none_starts(config: AlgorithmConfig) -> Exception:

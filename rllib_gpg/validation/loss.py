@@ -25,7 +25,7 @@ def of_the_loss(config: AlgorithmConfig, of: str) -> Iterator[str]:
             f"`grad_clip`{of} must be a number > 0, or None to leave gradients as they are; got "
             f"{config.grad_clip!r}."
         )
-    yield from count(config, "cg_iterations")
+    yield from count(config, "cg_iterations", of=of)
     for name in ("kl_coeff", "reference_kl_coeff", "cg_damping"):
         value = getattr(config, name)
         if not is_number(value) or value < 0.0:
@@ -36,7 +36,7 @@ def of_the_loss(config: AlgorithmConfig, of: str) -> Iterator[str]:
         except ValueError as error:
             yield f"`reference`{of}: {error}"
     if config.reference_refresh is not None:
-        yield from count(config, "reference_refresh")
+        yield from count(config, "reference_refresh", of=of)
     yield from _of_the_surrogate(config, of)
     yield from _of_trajectories(config, of)
 

@@ -55,8 +55,9 @@ def warn_of_idle_settings(config: AlgorithmConfig, of: str) -> None:
     default = type(config)()
 
     def warn(names: tuple[str, ...], why: str) -> None:
-        if any(getattr(config, name) != getattr(default, name) for name in names):
-            *others, last = (f"`{name}`" for name in names)
+        changed = [f"`{name}`" for name in names if getattr(config, name) != getattr(default, name)]
+        if changed:
+            *others, last = changed
             do = f"{', '.join(others)} and {last}{of} do" if others else f"{last}{of} does"
             warnings.warn(f"{do} nothing {why}", stacklevel=3)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
+import os
 import signal
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -40,6 +41,11 @@ def example_parser(*, reward: float, iterations: int) -> argparse.ArgumentParser
     parser = add_rllib_example_script_args(
         default_reward=reward, default_iters=iterations, default_timesteps=10**9
     )
+    parser.add_argument(
+        "--storage-path",
+        help="Where checkpoints and learning curves go; on a cluster, what all of its nodes can "
+        "write to, such as s3://bucket or a network drive. Default: ~/ray_results.",
+    )
     # Our own lines take the place of Tune's tables; the last policy is kept.
     parser.set_defaults(algo="GPG", verbose=0, checkpoint_at_end=True)
     return parser
@@ -63,8 +69,11 @@ def run_example(
     if args.env:
         raise SystemExit(
             "`--env` doesn't apply: the settings of an example are tuned for its env. Copy the "
-            f"script and change its `environment(..)` to {args.env!r}."
+            f"script and run_example.py, and change its `environment(..)` to {args.env!r}."
         )
+    if args.storage_path:
+        # RLlib's runner makes the `RunConfig`, and this is where that looks.
+        os.environ["RAY_STORAGE"] = args.storage_path
     stop = {
         metric: args.stop_reward,
         "training_iteration": args.stop_iters,
@@ -155,7 +164,7 @@ class Summary(ProgressCallback):
                 path = trial.checkpoint.path
                 print(f"  checkpoint: {path}\n  to go on: GPG.from_checkpoint({path!r}).train()")
 
-    def _draw(self, trial: Trial, curves: Curves) -> Path:
+    def _draw(self, trial: Trial, curves: Curves) -> str:
         figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
         for module_id, curve in curves.items():
             env_steps, means, lows, highs = zip(*curve, strict=True)
@@ -171,9 +180,13 @@ class Summary(ProgressCallback):
         name = env if isinstance(env, str) else env.__name__
         axes.set(xlabel="env steps", ylabel="return", title=f"GPG on {name}")
         axes.legend(loc="best")
-        path = Path(trial.path) / "learning_curve.png"
-        figure.savefig(path, dpi=120)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=120)
         plt.close(figure)
+        # Beside the checkpoints, wherever those are.
+        path = f"{trial.path}/learning_curve.png"
+        with trial.storage.storage_filesystem.open_output_stream(path) as file:
+            file.write(picture.getvalue())
         return path
 
 
