@@ -38,7 +38,7 @@ from rllib_gpg.evaluation import (
     refuse_if_out_of_reach,
     warn_if_out_of_reach,
 )
-from rllib_gpg.learning.pipeline import recurrent_modules
+from rllib_gpg.learning.pipeline import recurrent_modules, run_together
 from rllib_gpg.policy import PolicyInForce
 from rllib_gpg.sampling.connector_states import ConnectorStates
 from rllib_gpg.sampling.group import SamplingError, gather
@@ -116,7 +116,12 @@ class GroupAlgorithm(Algorithm):
             if self.env_runner_group is not None or not self.config.num_env_runners:
                 raise
             raise why_none_starts(self.config) from None
-        check_spaces(self.config, self.spaces, recurrent_modules(self.learner_group))
+        check_spaces(
+            self.config,
+            self.spaces,
+            recurrent_modules(self.learner_group),
+            together=run_together(self.learner_group),
+        )
         warn_of_unknown_modules(self.config, self.spaces)
         if self.eval_env_runner_group is None:
             warn_if_out_of_reach(self.config, self.evaluation_config)

@@ -9,7 +9,7 @@ import numpy as np
 
 from rllib_gpg.advantages.binning import IntArray
 from rllib_gpg.advantages.inputs import FloatArray
-from rllib_gpg.advantages.returns import returns_to_go
+from rllib_gpg.advantages.returns import ROUNDING, returns_to_go
 
 RETURNS, OUTCOME, PROCESS = "returns", "outcome", "process"
 CREDITS = (RETURNS, OUTCOME, PROCESS)
@@ -70,6 +70,9 @@ def credited_rewards(reward_S: FloatArray, credit: str, start_S: IntArray) -> Fl
     count_M = np.bincount(start_S)
     deviation_S = reward_S - (np.bincount(start_S, reward_S) / count_M)[start_S]
     std_M = np.sqrt(np.bincount(start_S, np.square(deviation_S)) / count_M)
+    rms_M = np.sqrt(np.bincount(start_S, np.square(reward_S)) / count_M)
+    # Exactly 0 where rewards are equal: what rounding leaves would be summed over many steps.
+    deviation_S[(std_M <= ROUNDING * rms_M)[start_S]] = 0.0
     return deviation_S / np.maximum(std_M, _MIN_STD)[start_S]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rllib_gpg.advantages.baselines import Baseline, Valuation, resolve_baseline
+from rllib_gpg.advantages.baselines import Baseline, BinBaseline, Valuation, resolve_baseline
 from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import BinningFunction, name_of, resolve_binning
 from rllib_gpg.advantages.credit import RETURNS, check_credit, credited_returns, credited_rewards
@@ -77,10 +77,11 @@ class GroupEstimate:
             plain bins give no signal: take coarser ones, a larger group or a baseline that
             remembers.
         baseline_explained_variance: 1 - Var(R - v) / Var(R), where v leaves the step's own
-            trajectory out, even if the baseline doesn't: how well the returns of a trajectory are
-            predicted by others. Over the steps that can be compared with others. 0 if there are
-            none, or their returns are all equal: there is nothing to explain then, and nan breaks
-            loggers. Negative where the mean return of all steps would do better.
+            trajectory out, even if bins don't: how well the returns of a trajectory are predicted
+            by others. (A baseline of a user's that keeps it is taken at its word.) Over the steps
+            that can be compared with others. 0 if there are none, or their returns are all equal:
+            there is nothing to explain then, and nan breaks loggers. Negative where the mean
+            return of all steps would do better.
         bins_explained_variance: The same of the bins of this group alone, so that one sees what
             another baseline is worth.
         metrics: Numbers from the baseline.
@@ -277,7 +278,8 @@ def estimate_group(
         starts,
         scores,
     )
-    start_S = np.repeat(numbered(starts or [0] * len(lengths_N)), lengths_N)
+    same = [0] * len(lengths_N)
+    start_S = np.repeat(numbered(same if starts is None else starts), lengths_N)
     reward_S = credited_rewards(np.concatenate(rewards), credit, start_S)
     if final_observations is not None:
         # r[n,T-1] += gamma v(s[n,T]), where a time limit cut trajectory n
@@ -335,7 +337,9 @@ def estimate_group(
         num_bins=len(group.counts),
         singleton_fraction=float(alone_S[group.first_visits].mean()),
         baseline_explained_variance=(
-            bins_explain if baseline.keeps_own else explained_variance(ret_S, value_S, known_S)
+            bins_explain
+            if isinstance(baseline, BinBaseline) and baseline.keeps_own
+            else explained_variance(ret_S, value_S, known_S)
         ),
         bins_explained_variance=bins_explain,
         metrics=valuation.metrics,

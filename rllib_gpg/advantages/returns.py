@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 # Sums of the same rewards in another order differ by so much, relative to them.
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 
 
 def are_equal(returns: ArrayLike) -> bool:
@@ -19,13 +19,13 @@ def are_equal(returns: ArrayLike) -> bool:
         returns: [N], of whole trajectories, in any unit; at least one.
     """
     ret_N = np.asarray(returns, dtype=np.float64)
-    return bool(np.ptp(ret_N) <= _ROUNDING * np.abs(ret_N).max())
+    return bool(np.ptp(ret_N) <= ROUNDING * np.abs(ret_N).max())
 
 
 def without_rounding(x_S: NDArray[np.float64], of_S: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns x, or zeros where all of it is what rounding leaves of numbers as large as `of_S`."""
     largest, scale = (max(y_S.max(), -y_S.min()) for y_S in (x_S, of_S))
-    return np.zeros_like(x_S) if largest <= _ROUNDING * scale else x_S
+    return np.zeros_like(x_S) if largest <= ROUNDING * scale else x_S
 
 
 def returns_to_go(

@@ -94,7 +94,7 @@ def explained_by_each(
         return _OTHERS.values(_binned(function, group, starts), ret_S, None)
 
     in_force = Valuation(found.values, alone=found.alone)
-    if baseline.keeps_own:
+    if isinstance(baseline, BinBaseline) and baseline.keeps_own:
         in_force = _OTHERS.values(group, ret_S, None)
     rows = [
         share_of("in force", in_force),
@@ -170,15 +170,14 @@ def _carried_bins(found: Comparison, baseline: Baseline) -> Valuation | str:
     """What the bins in force say with those of earlier groups; or why there are none of these."""
     if not found.group.keys_last:
         return "these bins don't last from group to group"
-    if found.earlier and isinstance(baseline, BinBaseline):
-        memory = found.earlier
-    elif found.earlier and isinstance(baseline, RidgeBaseline):
-        # It carries the same sums of returns, beside those of its features.
-        memory = {**found.earlier["bins"], "sums": found.earlier["bins"]["sums"][:, :1]}
-    elif isinstance(baseline, BinBaseline | RidgeBaseline) and baseline.remembers:
-        return "nothing is carried over yet"
-    else:
+    if not (isinstance(baseline, BinBaseline | RidgeBaseline) and baseline.remembers):
         return "needs `baseline_decay` or the ridge in force"
+    if found.earlier is None:
+        return "nothing is carried over yet"
+    memory = found.earlier
+    if isinstance(baseline, RidgeBaseline):
+        # It carries the same sums of returns, beside those of its features.
+        memory = {**memory["bins"], "sums": memory["bins"]["sums"][:, :1]}
     return _CARRIED.values(found.group, found.returns, memory)
 
 
@@ -189,7 +188,7 @@ def _ridge(found: Comparison, baseline: Baseline) -> Valuation | str:
     it, one after the other as if they were groups, and then it is asked about the part left out.
     """
     group, ret_S = found.group, found.returns
-    if isinstance(baseline, RidgeBaseline) and found.earlier:
+    if isinstance(baseline, RidgeBaseline) and found.earlier is not None:
         return Valuation(found.values, alone=found.alone)
     if not group.keys_last:
         return "needs bins that last, or some groups to learn from"

@@ -30,7 +30,7 @@ from rllib_gpg.advantages.binning import (
     counts_time,
     resolve_binning,
 )
-from rllib_gpg.advantages.credit import OUTCOME
+from rllib_gpg.advantages.credit import OUTCOME, PROCESS
 
 # Advantages that vary less than this are rounding errors, see advantages/units.py.
 MIN_STD = 1e-4
@@ -77,7 +77,11 @@ class Iteration:
     @property
     def baseline(self) -> Baseline:
         """The baseline in force."""
-        return resolve_baseline(self.config.baseline, decay=self.config.baseline_decay)
+        return resolve_baseline(
+            self.config.baseline,
+            decay=self.config.baseline_decay,
+            leave_one_out=self.config.leave_one_out,
+        )
 
     @property
     def compares_within_group(self) -> bool:
@@ -91,7 +95,9 @@ Symptom = Callable[[Iteration], str | None]
 
 def all_alone(seen: Iteration) -> str | None:
     """Every first visit is alone in its bin."""
-    if not (seen.compares_within_group and seen["group_singleton_fraction"] >= 1.0):
+    alone = seen.compares_within_group and seen["group_singleton_fraction"] >= 1.0
+    # An episode that comes back to a bin compares its visits.
+    if not (alone and seen["group_advantage_std"] < MIN_STD):
         return None
     return (
         "all first visits are alone in their bin, so each step is compared with itself: nothing is "
@@ -102,7 +108,9 @@ def all_alone(seen: Iteration) -> str | None:
 def most_alone(seen: Iteration) -> str | None:
     """Most first visits are alone in their bin."""
     share = seen["group_singleton_fraction"]
-    if not seen.compares_within_group or not share > _MOST:
+    # Agents of one episode count as one there, but are compared with one another.
+    in_a_team = seen.config.is_multi_agent and seen.baseline.keeps_own
+    if not seen.compares_within_group or in_a_team or not share > _MOST:
         return None
     return (
         f"{share:.0%} of the first visits are alone in their bin, and nothing is learned from "
@@ -113,6 +121,10 @@ def most_alone(seen: Iteration) -> str | None:
 def nothing_to_learn(seen: Iteration) -> str | None:
     """All advantages are 0, though steps aren't alone; unless there is nothing left to learn."""
     if not seen["group_advantage_std"] < MIN_STD or seen.config.second_level is not None:
+        return None
+    # Returns as they are teach by what they are, equal or not.
+    plain = isinstance(seen.baseline, NoBaseline) and seen.config.normalize_advantages is not True
+    if plain and seen.config.credit != PROCESS:
         return None
     if all_alone(seen) or seen["group_return_mean"] >= seen.best_return:
         return None

@@ -25,6 +25,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.rllib.utils.typing import EpisodeType, ModuleID
@@ -39,7 +40,7 @@ from rllib_gpg.learning.batch import (
     select_modules,
     shard,
 )
-from rllib_gpg.learning.rl_module import ObservationMoments
+from rllib_gpg.learning.rl_module import ObservationMoments, ObservationNormalizer
 from rllib_gpg.nested import map_leaves
 from rllib_gpg.seeding import MAX_SEED, seeded_globally
 
@@ -121,6 +122,16 @@ def recurrent_modules(learner_group: LearnerGroup) -> set[ModuleID]:
     return found
 
 
+def run_together(learner_group: LearnerGroup) -> bool:
+    """Asks the first learner whether its modules have one forward pass, as of a shared encoder."""
+    (result,) = learner_group.foreach_learner(
+        lambda learner: type(learner.module)._forward_train is not MultiRLModule._forward_train,
+        remote_actor_ids=[0],
+    )
+    together: bool = result.get()
+    return together
+
+
 def run_pipeline(
     learner: Learner,
     episodes: Sequence[EpisodeType],
@@ -187,11 +198,16 @@ def _prepare(
         moments={
             module_id: ObservationMoments.of(columns[Columns.OBS], columns.get(Columns.LOSS_MASK))
             for module_id, columns in group.items()
-            if getattr(learner.module[module_id].unwrapped(), "observation_normalizer", None)
+            if _normalizes(learner.module[module_id].unwrapped())
         },
         metrics=metrics.reduce(),
         reports=shared_data.get(REPORTS, {}),
     )
+
+
+def _normalizes(module: TorchRLModule) -> bool:
+    # A module of the user's may have something else of that name.
+    return isinstance(getattr(module, "observation_normalizer", None), ObservationNormalizer)
 
 
 def _for_learners(learner: Learner, shards: list[MultiAgentBatch]) -> list[Any]:

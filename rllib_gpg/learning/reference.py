@@ -134,7 +134,11 @@ def check_has_reference(module_id: ModuleID, module: TorchRLModule) -> None:
 
 
 def _frozen(module: TorchRLModule) -> TorchRLModule:
-    reference = copy.deepcopy(module.unwrapped())
+    module = module.unwrapped()
+    # What a module keeps of its last forward pass hangs on the graph, which can't be copied.
+    kept = (value for part in module.modules() for value in vars(part).values())
+    activations = {id(x): x.detach() for x in kept if isinstance(x, Tensor) and not x.is_leaf}
+    reference = copy.deepcopy(module, activations)
     # Where RLlib has compiled a module, these are attributes of it, and those of the copy would
     # still be the module's own.
     for compiled in ("_forward_train", "_forward_inference", "_forward_exploration"):

@@ -145,7 +145,9 @@ class GPGTorchLearner(UpdateLoop):
                 if ENTROPY_KEY not in of_steps:
                     of_steps[ENTROPY_KEY] = new.entropy()
                 stats = {name: mean(per_step) for name, per_step in of_steps.items()}
-            self._loss_stats[module_id].append({POLICY_LOSS_KEY: policy_loss, **stats})
+            # Without the graph that it comes from, of which there is one per minibatch.
+            stats = {POLICY_LOSS_KEY: policy_loss.detach(), **stats}
+            self._loss_stats[module_id].append(stats)
         return loss
 
     @override(TorchLearner)

@@ -218,10 +218,13 @@ class UpdateLoop(TorchLearner):
         """Returns what each optimizer steps by, of those that have something.
 
         RLlib postprocesses gradients module by module. Those of an optimizer that is registered
-        for all modules together aren't among them, and are as the backward pass has left them.
+        for all modules together aren't among them, and are as the backward pass has left them; such
+        an optimizer keeps the parameters of modules that have been removed.
         """
 
         def gradient(parameter: Tensor) -> Tensor | None:
+            if parameter not in self._params:
+                return None
             return gradients_dict.get(parameter, self._params[parameter].grad)
 
         found = {

@@ -13,7 +13,9 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from ray.rllib.utils.typing import ModuleID
 
+from rllib_gpg.advantages.baselines import Baseline
 from rllib_gpg.advantages.binning import Binning, TimeBinning, keys_last, name_of, resolve_binning
+from rllib_gpg.learning import GPGTRPOTorchLearner
 from rllib_gpg.learning.reference import References, needs_reference
 from rllib_gpg.validation.numbers import baseline_of
 
@@ -22,6 +24,8 @@ def check_spaces(
     config: AlgorithmConfig,
     spaces: dict[str, tuple[gym.Space, gym.Space]],
     recurrent: Collection[ModuleID] = (),
+    *,
+    together: bool = False,
 ) -> None:
     """Holds binning and baseline against the observations, before the first sample.
 
@@ -31,10 +35,11 @@ def check_spaces(
         config: The algorithm's config.
         spaces: (observation space, action space) of the env and of the modules.
         recurrent: The modules that are recurrent.
+        together: Whether the modules have one forward pass, as after a shared encoder.
 
     Raises:
         ValueError: If the binning or the baseline can't take the observations, or the baseline the
-            module.
+            module; if something runs a module by itself whose pass is one with others.
     """
     env_space = spaces.get(INPUT_ENV_SINGLE_SPACES, (None,))[0]
     module_ids = spaces.keys() - {INPUT_ENV_SPACES, INPUT_ENV_SINGLE_SPACES}
@@ -47,6 +52,12 @@ def check_spaces(
             raise ValueError(
                 f"{baseline} needs the policy's gradients step by step, and module {module_id!r} "
                 "is recurrent. Take baseline='bins' or 'ridge'."
+            )
+        if together and (setting := _runs_alone(module_config, baseline)):
+            raise ValueError(
+                f"{setting} runs module {module_id!r} by itself, and this `MultiRLModule` has a "
+                "`_forward_train` for all of its modules: what that hands them, such as the output "
+                "of a shared encoder, would be missing. Leave the setting out."
             )
         baseline.check_space(_num_numbers(module_space))
         # Several agents of one episode are a group, and so are the episodes of one rollout.
@@ -103,6 +114,15 @@ def check_new_module(
     check_spaces(config, of_env | of_module, {module_id} if module.is_stateful() else ())
     if needs_reference(config, module_id):
         References(config.reference).of(module_id, module)
+
+
+def _runs_alone(config: AlgorithmConfig, baseline: Baseline) -> str | None:
+    """Returns the setting by which a module is run by itself, if there is one."""
+    if config.reference_kl_coeff > 0.0:
+        return f"`reference_kl_coeff={config.reference_kl_coeff}`"
+    if issubclass(config.learner_class, GPGTRPOTorchLearner):
+        return "`GPGTRPOTorchLearner`"
+    return f"{baseline}" if baseline.needs_scores else None
 
 
 def _num_numbers(space: gym.Space) -> int | None:

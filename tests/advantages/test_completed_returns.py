@@ -136,3 +136,18 @@ def test_final_observations_that_cannot_be_meant_are_refused(final, match):
             baseline="ridge",
             final_observations=final,
         )
+
+
+def test_entries_of_long_ago_are_worth_what_those_of_now_are():
+    """If a timestep is seen once in many groups, its entries add up to less than 1."""
+    *before, (observations, _) = random_groups(29, 5, lengths=[10] * 4)
+    memory = estimates(before)[-1].memory["baseline"]
+    finals = [np.full((1, 2), 0.5)] * 4
+    group = into_bins(
+        TimeBinning(), observations, np.full(4, 10), np.zeros(4, int), ["n"] * 4, finals
+    )
+    bins = memory["bins"]
+    faded = {**bins, "sums": 0.01 * bins["sums"], "counts": 0.01 * bins["counts"]}
+    assert faded["counts"].sum() < 1.0
+    found = SMALL.final_values(group, {**memory, "bins": faded})
+    assert_allclose(found, SMALL.final_values(group, memory))

@@ -206,6 +206,17 @@ def test_process_supervision_normalises_over_the_episodes_of_a_start(seed: int) 
     assert_equal(ours, [*estimate(one, **settings), *estimate(other, **settings)])
 
 
+@pytest.mark.parametrize("reward", [-0.1, 1.0 / 3.0, -100.1])
+@pytest.mark.parametrize("settings", [{"baseline": "none"}, {"normalize": "bins"}], ids=str)
+def test_equal_rewards_say_nothing_to_the_last_bit(reward: float, settings: Any) -> None:
+    """Their mean is rounded, and what that leaves would be summed."""
+    lengths = [50, 400, 3, 77]
+    group = [np.zeros((length, 1)) for length in lengths], [np.full(n, reward) for n in lengths]
+    for starts in (None, [0, 0, 1, 1]):
+        ours = estimate(group, credit="process", starts=starts, **settings)
+        assert not np.concatenate(ours).any()
+
+
 def test_a_single_trajectory_in_a_bin_of_its_own_keeps_its_unit() -> None:
     """Later visits of the only bin there is are neither 0 nor blown up."""
     group = [np.zeros((3, 1))], [np.array([1.0, 1.0, 1.0])]

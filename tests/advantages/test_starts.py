@@ -226,3 +226,12 @@ def test_the_piece_takes_the_starts_from_the_shared_data():
 def test_an_episode_without_a_start_is_refused_by_name():
     with pytest.raises(ValueError, match=r"Episode b_1 has no start.*`episodes_per_start`"):
         run([episode("a", [1.0]), episode("b_1", [1.0])], {STARTS: {"a": 0}})
+
+
+def test_labels_of_starts_may_be_an_array():
+    group = random_group(3)
+    labels = [0, 1, 0, 2, 1, 0, 2, 2, 1, 0]
+    options = {"gamma": 0.9, "binning": "time"}
+    one = estimate_advantages(*group, **options, starts=labels)
+    other = estimate_advantages(*group, **options, starts=np.array(labels))
+    assert_array_equal(np.concatenate(one), np.concatenate(other))

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rllib_gpg.advantages import BinBaseline, RidgeBaseline, estimate_group
-from rllib_gpg.advantages.baselines import Baseline, resolve_baseline
+from rllib_gpg.advantages import (
+    Baseline,
+    BinBaseline,
+    BinnedGroup,
+    RidgeBaseline,
+    Valuation,
+    estimate_group,
+)
+from rllib_gpg.advantages.baselines import resolve_baseline
 from rllib_gpg.diagnosis.explained import Explained, _ridge, explained_by_each
 
 Group = tuple[list[np.ndarray], list[np.ndarray]]
@@ -191,3 +199,29 @@ def test_what_cant_be_done_is_said() -> None:
     assert "3 episodes" in explained(linear(0, 2))["ridge"].note
     shares = explained(group, binning=lambda observations, timesteps: timesteps // 2)
     assert "bins that last" in shares["ridge"].note
+
+
+@dataclass(frozen=True)
+class Remembering(Baseline):
+    """One of a user's own, whose memory is an array; it knows the returns that it is shown."""
+
+    remembers: bool = True
+    keeps_own: bool = True
+
+    def values(self, group: BinnedGroup, returns: Any, memory: Any) -> Valuation:
+        return Valuation(returns.copy(), memory=np.zeros(3))
+
+
+def test_a_baseline_of_ones_own_may_remember_anything() -> None:
+    group = group_of(3, num_episodes=6)
+    settings = {"gamma": 0.9, "binning": "time", "baseline": Remembering()}
+    memory = estimate_group(*group, **settings).memory
+    rows = explained(group, Remembering(), memory=memory)
+    assert rows["carried bins"].note == "needs `baseline_decay` or the ridge in force"
+
+
+def test_a_baseline_of_ones_own_is_shown_and_not_the_bins() -> None:
+    group = group_of(3, num_episodes=6)
+    assert explained(group, Remembering())["in force"].share == 1.0
+    estimate = estimate_group(*group, gamma=0.9, binning="time", baseline=Remembering())
+    assert estimate.baseline_explained_variance == 1.0 > estimate.bins_explained_variance

@@ -71,13 +71,14 @@ class Constant(Baseline):
 
 CLIP = {"clip_fraction": 0.6}
 EQUAL = {"group_advantage_std": 0.0, "group_return_std": 0.0, "group_return_mean": 1.0}
+ALONE = {"group_singleton_fraction": 1.0, "group_advantage_std": 0.0}
 CUT = {"group_truncated_fraction": 1.0}
 # Worse than the iteration before, whose return is the default.
 UNFORESEEN = {"baseline_explained_variance": -0.2, "group_return_mean": 1.0}
 GRID = {"binning": SpatialBinning(epsilon=1.0)}
 KL = {"use_kl_loss": True, "kl_target": 0.01}
 SYMPTOMS: dict[str, tuple[dict[str, Any], dict[str, Any], int, list[str]]] = {
-    "all alone": ({}, {"group_singleton_fraction": 1.0}, 1, ["All first visits", "`group_size`"]),
+    "all alone": ({}, ALONE, 1, ["All first visits", "`group_size`"]),
     "most alone": ({}, {"group_singleton_fraction": 0.6}, 5, ["60% of the first", "`epsilon`"]),
     "equal": ({}, EQUAL, 10, ["nothing to compare", "8 episodes", "`entropy_coeff`"]),
     "explained": ({}, UNFORESEEN, 10, ["-0.20", "larger group", "baseline='ridge'"]),
@@ -130,8 +131,8 @@ def test_modules_are_judged_by_their_own_settings() -> None:
     config.multi_agent(policies={"policy", "other"}, policy_mapping_fn=lambda *_, **__: "policy")
     config.rl_module(algorithm_config_overrides_per_module={"other": {"baseline": "bins"}})
     run = Run(config)
-    assert run.says(1, group_singleton_fraction=1.0) == []
-    assert len(run.says(1, module_id="other", group_singleton_fraction=1.0)) == 1
+    assert run.says(1, **ALONE) == []
+    assert len(run.says(1, module_id="other", **ALONE)) == 1
 
 
 def test_an_update_that_takes_longer_than_sampling() -> None:
@@ -166,6 +167,8 @@ def test_an_update_that_takes_longer_than_sampling() -> None:
         (presets.GSPO, CLIP),
         (presets.TRPO, {"mean_kl_loss": 0.2}),
         ({"second_level": Level("state")}, EQUAL | {"group_singleton_fraction": 1.0}),
+        # All returns are 1, and every action is made likelier.
+        (presets.REINFORCE, EQUAL),
         ({}, CUT),
         ({"binning": SpatialTimeBinning(epsilon=1.0)}, CUT),
         ({**GRID, "baseline": "ridge"}, CUT),
@@ -174,6 +177,25 @@ def test_an_update_that_takes_longer_than_sampling() -> None:
 )
 def test_no_false_alarm(training: dict[str, Any], learned: dict[str, Any]) -> None:
     assert Run(**training).says(20, **learned) == []
+
+
+def test_one_episode_that_comes_back_to_its_bins_learns_something() -> None:
+    run = Run(binning="state", group_size=1)
+    (sentence,) = run.says(20, group_singleton_fraction=1.0)
+    assert "100% of the first visits are alone in their bin, and nothing is learned from them" in (
+        sentence
+    )
+
+
+def test_agents_of_one_episode_are_compared_with_one_another() -> None:
+    """They count as one where entries that are alone are counted."""
+    alone = {"group_singleton_fraction": 0.9}
+    config = GPGConfig().training(group_size=1)
+    assert len(Run(config.copy()).says(20, **alone)) == 1
+    config.multi_agent(policies={"policy"}, policy_mapping_fn=lambda *_, **__: "policy")
+    assert Run(config.copy()).says(20, **alone) == []
+    # But for plain bins that leave the whole episode out.
+    assert len(Run(config.training(leave_one_out=True)).says(20, **alone)) == 1
 
 
 def test_rollouts_are_cut_and_that_is_no_time_limit() -> None:
@@ -278,8 +300,8 @@ def test_the_loggers_level_turns_them_off() -> None:
 def test_a_module_that_is_added_is_judged_by_its_own_settings() -> None:
     """Every step is alone in its bin, which a ridge minds less than bins do."""
     run = Run(baseline="bins")
-    assert any("compared with itself" in said for said in run.says(group_singleton_fraction=1.0))
+    assert any("compared with itself" in said for said in run.says(**ALONE))
     run._warnings.add_module("policy", {"baseline": "ridge"})
-    assert not run.says(group_singleton_fraction=1.0)
+    assert not run.says(**ALONE)
     run._warnings.add_module("policy", {})
-    assert any("compared with itself" in said for said in run.says(group_singleton_fraction=1.0))
+    assert any("compared with itself" in said for said in run.says(**ALONE))

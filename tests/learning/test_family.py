@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,14 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 from ray.rllib.examples.rl_modules.classes.random_rlm import RandomRLModule
+from ray.rllib.examples.rl_modules.classes.vpg_using_shared_encoder_rlm import (
+    SHARED_ENCODER_ID,
+    SharedEncoder,
+    VPGMultiRLModuleWithSharedEncoder,
+    VPGPolicyAfterSharedEncoder,
+)
 
 from rllib_gpg import GPG, presets
 from rllib_gpg.advantages import GroupAdvantageEstimation, Level
@@ -402,6 +410,65 @@ def test_the_reference_of_a_compiled_module_is_not_the_module_itself() -> None:
                 parameter.add_(1.0)
         assert torch.equal(reference._forward_train(batch)[Columns.ACTION_DIST_INPUTS], before)
         assert not torch.equal(module._forward_train(batch)[Columns.ACTION_DIST_INPUTS], before)
+
+
+class KeepsItsLogits(LinearPolicy):
+    """As some do, to look at them."""
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        outputs = super()._forward(batch, **kwargs)
+        self.last_logits = outputs[Columns.ACTION_DIST_INPUTS]
+        return outputs
+
+
+def test_a_module_that_keeps_an_activation_has_a_reference() -> None:
+    config = small_config(Identity, reference_kl_coeff=0.1, reference_refresh=1)
+    with built(config.rl_module(rl_module_spec=RLModuleSpec(KeepsItsLogits))) as algo:
+        for _ in range(2):
+            assert np.isfinite(module_results(algo.train())["reference_kl"])
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"reference_kl_coeff": 0.1},
+        {"baseline": "optimal", "normalize_advantages": False},
+        {"learner_class": GPGTRPOTorchLearner, "num_epochs": 1, "num_minibatches": 1},
+        {},
+    ],
+    ids=["reference", "optimal", "trpo", "none"],
+)
+def test_what_runs_a_module_by_itself_is_refused_after_a_shared_encoder(
+    training: dict[str, Any],
+) -> None:
+    """RLlib's example, whose policies find the encoder's output in their batch."""
+    box = gym.spaces.Box(-1.0, 1.0, (4,))
+    encoder = RLModuleSpec(
+        SharedEncoder,
+        observation_space=box,
+        action_space=gym.spaces.Discrete(2),
+        model_config={"embedding_dim": 8},
+    )
+    policy = RLModuleSpec(
+        VPGPolicyAfterSharedEncoder, model_config={"embedding_dim": 8, "hidden_dim": 8}
+    )
+    config = small_config(MultiAgentCartPole, **training)
+    config.environment(env_config={"num_agents": 2}).env_runners(max_episode_steps=20)
+    config.multi_agent(
+        policies={"p0", "p1"}, policy_mapping_fn=lambda agent, episode, **_: f"p{agent}"
+    )
+    specs = {SHARED_ENCODER_ID: encoder, "p0": policy, "p1": policy}
+    config.rl_module(
+        rl_module_spec=MultiRLModuleSpec(
+            multi_rl_module_class=VPGMultiRLModuleWithSharedEncoder, rl_module_specs=specs
+        )
+    )
+    if not training:
+        with built(config) as algo:
+            assert np.isfinite(algo.train()["learners"]["p0"]["policy_loss"])
+        return
+    with pytest.raises(ValueError, match=r"runs module 'p0' by itself.*shared encoder"):
+        config.build_algo()
 
 
 def test_a_policy_that_is_not_trained_needs_no_reference(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from rllib_gpg import GPG
 from rllib_gpg.learning import DefaultGPGTorchRLModule
 from rllib_gpg.learning.rl_module import ObservationMoments, ObservationNormalizer
 from tests.envs import Identity, ShortOrLong
-from tests.helpers import SMALL_NET, built, module_results, sample_group, small_config
+from tests.helpers import SMALL_NET, LinearPolicy, built, module_results, sample_group, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -474,3 +474,17 @@ def test_the_first_ratio_of_a_group_is_1(model_config: dict[str, Any], env: Any)
         results = module_results(algo.train())
         assert results["clip_fraction"] > 0.0
         assert results["mean_kl_loss"] > 1e-6
+
+
+class NormalizesItself(LinearPolicy):
+    """A user's own module that has something of its own by that name."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.observation_normalizer = torch.nn.Identity()
+
+
+def test_a_users_module_may_have_a_normalizer_of_its_own() -> None:
+    config = small_config(Identity)
+    with built(config.rl_module(rl_module_spec=RLModuleSpec(NormalizesItself))) as algo:
+        assert np.isfinite(module_results(algo.train())["policy_loss"])

@@ -459,3 +459,12 @@ def test_results_are_there_from_the_first_iteration_and_finite() -> None:
     assert all(np.isfinite(results[name]) for name in names)
     assert 0.0 <= results["clip_fraction"] <= 1.0
     assert 0.0 < results["entropy"] <= math.log(2.0) + 1e-6
+
+
+def test_statistics_keep_no_graph_of_their_minibatches() -> None:
+    """There are as many as minibatches, until the update ends."""
+    learner, config = learner_and_config(entropy_coeff=0.1, use_kl_loss=True)
+    logits = NEW_LOGITS.clone().requires_grad_()
+    assert loss(learner, config, BATCH, logits).requires_grad
+    (stats,) = learner._loss_stats[DEFAULT_MODULE_ID]
+    assert not any(value.requires_grad for value in stats.values())

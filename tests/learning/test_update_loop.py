@@ -19,7 +19,7 @@ from rllib_gpg.learning import GPGTorchLearner
 from rllib_gpg.learning.batch import multi_agent_batch, plan_minibatches, take_rows
 from rllib_gpg.learning.minibatches import Minibatches
 from rllib_gpg.learning.update_loop import UpdateLoop
-from tests.envs import Identity, ShortOrLong
+from tests.envs import Identity, MultiIdentity, ShortOrLong
 from tests.helpers import SMALL_NET, built, module_results, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -325,6 +325,22 @@ def test_who_owns_optimizers_and_who_logs_gradients_learns(
         before = {name: value.copy() for name, value in before.items()}
         algo.train()
         after = algo.learner_group.get_weights()["default_policy"]
+    assert any(not np.array_equal(after[name], before[name]) for name in before)
+
+
+def test_an_optimizer_of_all_modules_goes_on_without_one_of_them() -> None:
+    config = small_config(MultiIdentity, lr=0.01, learner_class=OneOptimizer)
+    config.environment(env_config={"num_agents": 2})
+    config.multi_agent(
+        policies={"a", "b"}, policy_mapping_fn=lambda agent, episode: "ab"[int(agent)]
+    )
+    with built(config) as algo:
+        algo.train()
+        algo.remove_module("b", new_agent_to_module_mapping_fn=lambda agent, episode: "a")
+        before = algo.learner_group.get_weights()["a"]
+        before = {name: value.copy() for name, value in before.items()}
+        algo.train()
+        after = algo.learner_group.get_weights()["a"]
     assert any(not np.array_equal(after[name], before[name]) for name in before)
 
 

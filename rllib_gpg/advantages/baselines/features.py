@@ -53,7 +53,8 @@ def step_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatA
 def final_numbers(group: BinnedGroup, features: FeatureFunction | None) -> FloatArray:
     """Returns the same, [.., D], of the final observations of the trajectories that have one."""
     ends = group.starts + group.lengths
-    finals = zip(group.names, group.final_observations or (), ends, strict=True)
+    final_observations = [] if group.final_observations is None else group.final_observations
+    finals = zip(group.names, final_observations, ends, strict=True)
     steps = [(n, o, np.array([t])) for n, o, t in finals if o is not None]
     return _numbers(steps, features)
 

@@ -210,8 +210,9 @@ class RidgeBaseline(Baseline):
         becomes part of returns, and an error must not feed itself.
         """
         value_N = np.zeros(len(group.lengths))
-        finals = group.final_observations or [None] * len(value_N)
-        cut_N = np.array([final is not None for final in finals])
+        if group.final_observations is None:
+            return value_N
+        cut_N = np.array([final is not None for final in group.final_observations])
         if not cut_N.any():
             return value_N
         x_ND = final_numbers(group, self.features)
@@ -227,7 +228,8 @@ class RidgeBaseline(Baseline):
             sum_N = np.full(len(value_N), of_bins.sums.sum())
             t_U, count_U = _entries_over_time(group, of_bins.counts)
             predicted = [_at_times(x_D, t_U, phi, weight_F) @ count_U for x_D in x_ND]
-            predicted_N = np.array(predicted) / max(count_U.sum(), 1.0)
+            # Entries of long ago count less than one, also in all.
+            predicted_N = np.array(predicted) / (count_U.sum() or 1.0)
         else:
             last_N = group.bins[np.cumsum(group.lengths) - 1]
             of_last = residuals.rows_of(group.bin_keys[last_N])
