@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from typing import IO, Any
 
+import msgpack
 import pyarrow.fs
 from ray import cloudpickle
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -119,6 +120,22 @@ def check_checkpoint(
         _constructor_arguments(path, filesystem, root)
 
 
+def check_saved(path: pathlib.Path) -> None:
+    """Refuses a checkpoint of remote learners that has just been saved, if it isn't whole.
+
+    RLlib passes over what they raise.
+
+    Raises:
+        OSError: Says what is missing.
+    """
+    try:
+        check_checkpoint(path)
+    except ValueError as error:
+        raise OSError(
+            f"A remote learner couldn't save its part; its log says why. {error}"
+        ) from error
+
+
 def modules_in(path: Any, filesystem: pyarrow.fs.FileSystem | None = None) -> set[str]:
     """Returns the IDs of the modules that a whole checkpoint has."""
     filesystem, root = _located(path, filesystem)
@@ -221,6 +238,11 @@ def _read_through(file: pathlib.PurePath, stream: IO[bytes]) -> None:
     elif file.suffix == ".pkl":
         for _ in pickletools.genops(stream):
             pass
+    elif file.suffix == ".msgpack":
+        try:
+            msgpack.Unpacker(stream).skip()
+        except msgpack.OutOfData as error:
+            raise ValueError("it is cut off") from error
 
 
 def _constructor_arguments(

@@ -29,7 +29,7 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.typing import EpisodeType, ModuleID, ResultDict, StateDict
 from ray.tune import Checkpoint
 
-from rllib_gpg.checkpoints import check_checkpoint, modules_in, saved_whole
+from rllib_gpg.checkpoints import check_checkpoint, check_saved, modules_in, saved_whole
 from rllib_gpg.cluster import why_it_waits
 from rllib_gpg.diagnosis.warnings import TrainingWarnings
 from rllib_gpg.evaluation import (
@@ -39,6 +39,7 @@ from rllib_gpg.evaluation import (
     warn_if_out_of_reach,
 )
 from rllib_gpg.learning.pipeline import recurrent_modules, run_together
+from rllib_gpg.patches import msgpack_as_it_is
 from rllib_gpg.policy import PolicyInForce
 from rllib_gpg.sampling.connector_states import ConnectorStates
 from rllib_gpg.sampling.group import SamplingError, gather
@@ -96,7 +97,7 @@ class GroupAlgorithm(Algorithm):
         # Two threads may find that env runners are to be brought back.
         self._restoring = threading.RLock()
         self._policy = PolicyInForce(self)
-        self._groups = GroupSampler(self, self._restore)
+        self._groups = GroupSampler(self, self._restore, self._tell_of_new)
         # Those at the beginning of the iteration, and those of the last evaluation.
         self._weights_of_step: Weights
         self._evaluated_weights: Weights
@@ -217,12 +218,15 @@ class GroupAlgorithm(Algorithm):
         """Brings lost env runners back and tells callbacks, as RLlib does between iterations."""
         restored = self.restore_env_runners(env_runner_group)
         if restored:
-            for_training = env_runner_group is self.env_runner_group
-            self._make_on_env_runners_recreated_callbacks(
-                config=self.config if for_training else self.evaluation_config,
-                env_runner_group=env_runner_group,
-                restored_env_runner_indices=restored,
-            )
+            self._tell_of_new(env_runner_group, restored)
+
+    def _tell_of_new(self, env_runner_group: EnvRunnerGroup, indices: list[int]) -> None:
+        for_training = env_runner_group is self.env_runner_group
+        self._make_on_env_runners_recreated_callbacks(
+            config=self.config if for_training else self.evaluation_config,
+            env_runner_group=env_runner_group,
+            restored_env_runner_indices=indices,
+        )
 
     def _with_checkpoint(self, error: SamplingError) -> SamplingError:
         checkpoint = self.save_to_path(pathlib.Path(self.logdir) / "before_sampling_error")
@@ -299,6 +303,7 @@ class GroupAlgorithm(Algorithm):
             weights,
             config=self.evaluation_config,
             restore=lambda: self._restore(env_runner_group),
+            tell_of_new_env=lambda runner: self._tell_of_new(env_runner_group, [runner]),
         )
         self.metrics.aggregate(group.metrics, key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
         self._num_evaluations += 1
@@ -308,7 +313,7 @@ class GroupAlgorithm(Algorithm):
         """Returns the algorithm's state, with what the seeds of the next group derive from."""
         return {
             **super().get_state(*args, **kwargs),
-            _RUN_SEED: dataclasses.astuple(self._run_seed),
+            _RUN_SEED: self._run_seed.get_state(),
             _NUM_GROUPS: self._groups.number,
             _NUM_EVALUATIONS: self._num_evaluations,
             _CONNECTOR_STATES: self._policy.connectors.get_states(),
@@ -326,7 +331,7 @@ class GroupAlgorithm(Algorithm):
         super().set_state(state)
         self._policy.forget()
         if _RUN_SEED in state:
-            self._run_seed = self._run_seed.going_on(RunSeed(*state[_RUN_SEED]))
+            self._run_seed = self._run_seed.going_on(RunSeed.from_state(state[_RUN_SEED]))
         self._num_evaluations = state.get(_NUM_EVALUATIONS, self._num_evaluations)
         self._restored_connectors = state.get(_CONNECTOR_STATES, {})
         self._policy.connectors.set_states(self._restored_connectors)
@@ -353,10 +358,15 @@ class GroupAlgorithm(Algorithm):
         """
         is_local = kwargs.get("filesystem") is None and "://" not in str(path)
         if path is None or not is_local:
-            return super().save_to_path(path, **kwargs)
+            with msgpack_as_it_is():
+                saved_to: str = super().save_to_path(path, **kwargs)
+            return saved_to
         folder = pathlib.Path(path).absolute()
         with saved_whole(folder) as unfinished:
-            super().save_to_path(unfinished, **kwargs)
+            with msgpack_as_it_is():
+                super().save_to_path(unfinished, **kwargs)
+            if not self.learner_group.is_local and kwargs.get("state") is None:
+                check_saved(unfinished)
         return folder.as_posix()
 
     def _name_modules_that_are_lost(self, path: Any, filesystem: Any) -> None:
@@ -383,7 +393,8 @@ class GroupAlgorithm(Algorithm):
         # Of the weights before; of a whole checkpoint, `set_state` says what comes in its place.
         self._groups.drop()
         self._restored_connectors = {}
-        super().restore_from_path(path, *args, **kwargs)
+        with msgpack_as_it_is():
+            super().restore_from_path(path, *args, **kwargs)
         # Without a local env runner RLlib has restored them once more, pieces of one class all from
         # the state of the last.
         self._policy.connectors.set_states(self._restored_connectors)

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import random
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -44,6 +44,16 @@ class RunSeed:
     def draw(cls, given: int | None, trial: str | None) -> Self:
         """Returns the seed of a run that begins."""
         return cls(secrets.randbits(128) if given is None else given, given, trial)
+
+    def get_state(self) -> tuple[str, int | None, str | None]:
+        """Returns it in plain types; the value as text, since msgpack's integers have 64 bits."""
+        return str(self.value), self.given, self.trial
+
+    @classmethod
+    def from_state(cls, state: Sequence[Any]) -> Self:
+        """Restores what `get_state` returned."""
+        value, given, trial = state
+        return cls(int(value), given, trial)
 
     def going_on(self, saved: RunSeed) -> RunSeed:
         """Returns the seed with which this run goes on from a checkpoint.

@@ -290,6 +290,23 @@ def test_unseeded_runs_part(tmp_path: Path) -> None:
     assert all(one != other for one, other in itertools.combinations(groups, 2))
 
 
+@pytest.mark.parametrize("num_learners", [0, 1])
+def test_unseeded_runs_are_saved_in_msgpack(tmp_path: Path, num_learners: int) -> None:
+    """Whose integers have 64 bits. RLlib patches it, and Ray sends arrays with it."""
+    config = small_config(Identity).debugging(seed=None).learners(num_learners=num_learners)
+    with built(config) as algo:
+        algo.train()
+        algo.save_to_path(tmp_path, use_msgpack=True)
+        saved = snapshot(algo)
+        algo.train()
+        algo.restore_from_path(tmp_path)
+        assert same(snapshot(algo), saved)
+        file = tmp_path / MODULE / "module_state.msgpack"
+        os.truncate(file, file.stat().st_size - 1)
+        with pytest.raises(ValueError, match="isn't whole: it is cut off"):
+            algo.restore_from_path(tmp_path)
+
+
 # The policy in place, everywhere and at once.
 
 
@@ -611,6 +628,28 @@ def test_a_save_that_fails_leaves_the_checkpoint_that_was_there(
     running.restore_from_path(tmp_path)
     assert same(snapshot(running), later)
     assert (tmp_path / "notes.txt").read_text() == "a user's"
+
+
+def test_a_remote_learner_that_cannot_save_leaves_the_checkpoint_that_was_there(
+    tmp_path: Path,
+) -> None:
+    """RLlib passes over what it raises."""
+
+    def break_it(learner: Any) -> None:
+        learner.module.save_to_path = fail
+
+    config = small_config(Identity).learners(num_learners=1)
+    with built(config.copy()) as algo:
+        algo.save_to_path(tmp_path)
+        saved = snapshot(algo)
+        algo.train()
+        algo.learner_group.foreach_learner(break_it)
+        with pytest.raises(OSError, match="A remote learner couldn't save its part"):
+            algo.save_to_path(tmp_path)
+    # RLlib takes a learner out of service that has raised something.
+    with built(config) as algo:
+        algo.restore_from_path(tmp_path)
+        assert same(snapshot(algo), saved)
 
 
 def test_a_process_that_was_killed_while_it_saved_leaves_the_checkpoint_that_was_there(

@@ -854,12 +854,12 @@ def test_envs_that_failed_are_not_replaced_by_other_episodes() -> None:
     [
         (
             {"num_env_runners": 64, "episodes_per_share": 8},
-            "128 episodes is cut into 16 shares, so that 48 of 64 env runners have nothing to do: "
-            "lower `episodes_per_share`, now 8, take 16 env runners or a larger group.",
+            "Groups of 128 episodes are cut into 16 shares, so that 48 of 64 env runners have "
+            "nothing to do: lower `episodes_per_share`, now 8, or take 16 env runners",
         ),
         (
             {"num_env_runners": 200},
-            "cut into 128 shares, so that 72 of 200 env runners have nothing to do: take 128",
+            "cut into 128 shares, so that 72 of 200 env runners have nothing to do: take 128 env",
         ),
         ({"num_env_runners": 16, "episodes_per_share": 8}, None),
         ({"num_env_runners": 0}, None),
@@ -876,3 +876,19 @@ def test_env_runners_with_nothing_to_do_are_spoken_of(
     idle = [text for text in warnings if "have nothing to do" in text]
     assert len(idle) == (said is not None)
     assert (said or "") in "".join(idle)
+
+
+def test_env_runners_of_an_evaluation_with_nothing_to_do_are_spoken_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A size of shares that is meant for training is that of evaluations, too."""
+    warnings: list[str] = []
+    monkeypatch.setattr(logging.getLogger("ray.rllib"), "warning", warnings.append)
+    config = cartpole().env_runners(episodes_per_share=32).training(group_size=32)
+    config.evaluation(evaluation_num_env_runners=10, evaluation_duration=20)
+    config.copy().validate()
+    (said,) = warnings
+    assert "Evaluations of 20 episodes are cut into 1 share, so that 9 of 10" in said
+    assert "evaluation_config={'episodes_per_share': ..}" in said
+    config.evaluation(evaluation_config={"episodes_per_share": 2}).validate()
+    assert len(warnings) == 1

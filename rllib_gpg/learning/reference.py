@@ -14,6 +14,8 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.typing import ModuleID
 from torch import Tensor
 
+from rllib_gpg.patches import msgpack_as_it_is
+
 _MODULES = "learner_group/learner/rl_module"
 
 
@@ -173,6 +175,7 @@ def _restore(reference: TorchRLModule, folder: str) -> None:
     weights = {n: w for n, w in reference.state_dict().items() if w.is_floating_point()}
     for weight in weights.values():
         weight.fill_(torch.nan)
-    reference.restore_from_path(folder)
+    with msgpack_as_it_is():
+        reference.restore_from_path(folder)
     if missing := [name for name, weight in weights.items() if weight.isnan().any()]:
         raise ValueError(f"it has no {', '.join(missing)}.")

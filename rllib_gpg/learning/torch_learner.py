@@ -40,6 +40,7 @@ from rllib_gpg.learning.surrogates import (
 )
 from rllib_gpg.learning.trajectories import LOSS_WEIGHTS, TRAJECTORIES
 from rllib_gpg.learning.update_loop import UpdateLoop
+from rllib_gpg.patches import msgpack_as_it_is
 from rllib_gpg.seeding import seeded_globally
 
 logger = logging.getLogger("ray.rllib")
@@ -243,6 +244,19 @@ class GPGTorchLearner(UpdateLoop):
         # The optimizer's state has brought along the learning rate it was saved with.
         self._set_learning_rates()
         self._set_lr_schedulers(state.get(_LR_SCHEDULERS, {}))
+
+    @override(Learner)
+    def save_to_path(self, *args: Any, **kwargs: Any) -> str:
+        """Saves a checkpoint; a remote learner speaks with others by the same msgpack after it."""
+        with msgpack_as_it_is():
+            path: str = super().save_to_path(*args, **kwargs)
+        return path
+
+    @override(Learner)
+    def restore_from_path(self, *args: Any, **kwargs: Any) -> None:
+        """Restores a checkpoint, likewise."""
+        with msgpack_as_it_is():
+            super().restore_from_path(*args, **kwargs)
 
     @override(TorchLearner)
     def update(

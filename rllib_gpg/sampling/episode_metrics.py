@@ -102,7 +102,8 @@ def log_episodes(shares: Iterable[Summaries], metrics: MetricsLogger) -> None:
 def keep_last_items(of_shares: list[ResultDict]) -> list[ResultDict]:
     """Leaves out, of what is logged with `reduce="item"`, all but what the last share has.
 
-    An item takes the place of the one before, and RLlib refuses to merge two of them.
+    An item takes the place of the one before, and RLlib refuses to merge two of them. An env runner
+    that has logged one before keeps an empty one in its place, which says nothing.
 
     Args:
         of_shares: What the env runners logged during each share, in the order of the shares.
@@ -115,7 +116,7 @@ def keep_last_items(of_shares: list[ResultDict]) -> list[ResultDict]:
             if isinstance(stats, dict):
                 stats = without_seen(stats, (*key, name))
             elif isinstance(stats, ItemStats):
-                if (*key, name) in seen:
+                if (*key, name) in seen or stats.peek() is None:
                     continue
                 seen.add((*key, name))
             kept[name] = stats

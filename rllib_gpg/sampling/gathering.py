@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,8 @@ logger = logging.getLogger("ray.rllib")
 # How often to look whether an env runner is overdue, or was lost or has come back unnoticed: of one
 # that dies while it samples, Ray tells at once.
 _LOOK_S = 0.25
+# How long an env runner rests that has failed twice in a row.
+_REST_S = 1.0
 # How often to look whether a lost env runner has come back, when all of them are lost.
 _RESTORE_S = 1.0
 
@@ -38,6 +41,7 @@ class RemoteGathering:
         *,
         config: AlgorithmConfig,
         restore: Callable[[], Any],
+        tell_of_new_env: Callable[[int], Any],
         cancelled: threading.Event | None = None,
     ):
         """Takes what `gather` takes, and the shares as a ledger."""
@@ -48,13 +52,16 @@ class RemoteGathering:
         self._weights = weights
         self._config = config
         self._restore = restore
+        self._tell_of_new_env = tell_of_new_env
         self._cancelled = cancelled
         self._timeout_setting = ledger.waiting[0].timeout_setting
         self._duplicates: bool = config.duplicate_last_shares
         # The indices of the shares that have been given their second copy, since they last failed.
         self._duplicated: set[int] = set()
         self._runners = sorted(self._manager.actor_ids())
+        self._healthy: set[int] = set()
         self._idle: list[int] = []
+        self._failures = _Failures()
         self._next_look = 0.0
 
     def run(self) -> None:
@@ -75,6 +82,7 @@ class RemoteGathering:
         if not healthy:
             self._wait_for_runners()
             healthy = set(self._group.healthy_env_runner_ids())
+        self._healthy = healthy
         self._idle = sorted(healthy - self._requests.open.keys())
         self._ledger.progress.say()
         self._next_look = time.monotonic() + _LOOK_S
@@ -86,25 +94,36 @@ class RemoteGathering:
             if self._duplicates:
                 self._duplicate()
             return
-        still_idle = []
-        for runner in self._idle:
-            share = next((s for s in waiting if self._home(s) in (None, runner)), None)
-            if share is None:
-                still_idle.append(runner)
-            else:
+        for runner in self._ready():
+            share = next((s for s in waiting if self._may_sample(runner, s)), None)
+            if share is not None:
+                self._idle.remove(runner)
                 waiting.remove(share)
                 self._requests.send(runner, share, self._weights)
-        self._idle = still_idle
+
+    def _ready(self) -> list[int]:
+        """Returns the idle env runners, but for those that fail while others don't."""
+        resting = self._failures.resting()
+        return [r for r in self._idle if r not in resting or resting >= self._healthy]
+
+    def _may_sample(self, runner: int, share: Share) -> bool:
+        """Whether it is for this env runner: it hasn't failed there, or has everywhere."""
+        failed = self._failures.of(share)
+        if runner in failed and not failed >= self._healthy:
+            return False
+        return self._home(share) in (None, runner)
 
     def _duplicate(self) -> None:
         """Gives idle env runners second copies of the shares that have been out for longest."""
-        if not self._idle:
+        ready = self._ready()
+        if not ready:
             return
         requests = sorted(self._requests.open.values(), key=lambda request: request.since)
         out = [request.share for request in requests if request.share is not None]
         once = [share for share in out if share.index not in self._duplicated]
-        for share in once[: len(self._idle)]:
-            self._requests.send(self._idle.pop(0), share, self._weights)
+        for runner, share in zip(ready, once, strict=False):
+            self._idle.remove(runner)
+            self._requests.send(runner, share, self._weights)
             self._duplicated.add(share.index)
             self._ledger.num_duplicated += 1
 
@@ -116,7 +135,8 @@ class RemoteGathering:
         if not share.num_steps:
             return None
         home = self._runners[share.index % len(self._runners)]
-        return home if self._manager.is_actor_healthy(home) else None
+        is_good = self._manager.is_actor_healthy(home) and home not in self._failures.of(share)
+        return home if is_good else None
 
     def _collect(self) -> None:
         for request, answer in self._requests.answered(self._next_look):
@@ -125,24 +145,34 @@ class RemoteGathering:
                 self._take_out_of_service(request.runner, error)
                 self._fail(request.share, f"env runner {request.runner} is lost")
                 continue
+            result = answer.result()
+            if isinstance(result, ShareFailure) and result.has_new_env:
+                self._tell_of_new_env(request.runner)
             self._idle.append(request.runner)
             if request.share is not None:
-                self._enter(request.share, answer.result())
+                self._enter(request.runner, request.share, result)
 
-    def _enter(self, share: Share, result: ShareResult | ShareFailure) -> None:
+    def _enter(self, runner: int, share: Share, result: ShareResult | ShareFailure) -> None:
         if isinstance(result, ShareFailure):
-            self._fail(share, result.error, result.traceback)
+            self._failures.add(runner, share)
+            suspects = self._failures.suspects()
+            # It is the share's fault rather than the env runner's, or everybody's.
+            counts = runner not in suspects or suspects >= self._healthy
+            self._fail(share, result.error, result.traceback, counts=counts)
             return
+        self._failures.end(runner)
         self._ledger.enter(result)
         for copy in self._copies(share):
             # Both are the same; the env runner is busy with it until it is done.
             copy.share = None
 
-    def _fail(self, share: Share | None, why: str, traceback: str = "") -> None:
+    def _fail(
+        self, share: Share | None, why: str, traceback: str = "", counts: bool = True
+    ) -> None:
         """Books a share as failed, unless nobody waits for it or a copy of it may still come."""
         if share is not None and not self._copies(share):
             self._duplicated.discard(share.index)
-            self._ledger.fail(share, why, traceback)
+            self._ledger.fail(share, why, traceback, counts=counts)
 
     def _copies(self, share: Share) -> list[Request]:
         """Returns the requests for a share that are open."""
@@ -199,3 +229,41 @@ class RemoteGathering:
     def _check_is_wanted(self) -> None:
         if self._cancelled is not None and self._cancelled.is_set():
             raise CancelledSamplingError("The group is no longer wanted.")
+
+
+class _Failures:
+    """What env runners have failed at in a group, so that one that is broken doesn't end the run.
+
+    It is free again at once, and would be given the same share until that has failed too often.
+    """
+
+    def __init__(self) -> None:
+        self._runners: defaultdict[int, set[int]] = defaultdict(set)
+        self._in_a_row: Counter[int] = Counter()
+        self._rests_until: dict[int, float] = {}
+
+    def add(self, runner: int, share: Share) -> None:
+        """Takes note of a failure; one that isn't the first in a row has the env runner rest."""
+        self._runners[share.index].add(runner)
+        self._in_a_row[runner] += 1
+        if runner in self.suspects():
+            # 1 s, 2 s, 4 s, ..
+            rest_s = _REST_S * 2.0 ** (self._in_a_row[runner] - 2)
+            self._rests_until[runner] = time.monotonic() + rest_s
+
+    def end(self, runner: int) -> None:
+        """Takes note that an env runner has sampled a share."""
+        self._in_a_row.pop(runner, None)
+
+    def of(self, share: Share) -> set[int]:
+        """Returns the env runners on which a share has failed."""
+        return self._runners[share.index]
+
+    def suspects(self) -> set[int]:
+        """Returns the env runners that have failed more than once in a row."""
+        return {runner for runner, in_a_row in self._in_a_row.items() if in_a_row > 1}
+
+    def resting(self) -> set[int]:
+        """Returns those of them that are to be left alone for a while."""
+        now = time.monotonic()
+        return {runner for runner in self.suspects() if self._rests_until[runner] > now}

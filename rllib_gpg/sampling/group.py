@@ -152,6 +152,7 @@ def gather(
     *,
     config: AlgorithmConfig,
     restore: Callable[[], Any],
+    tell_of_new_env: Callable[[int], Any] = lambda runner: None,
     further: Callable[[list[ShareResult]], list[Share]] = lambda results: [],
     cancelled: threading.Event | None = None,
 ) -> Group:
@@ -167,6 +168,8 @@ def gather(
         config: The algorithm's config: the two timeouts, `max_share_failures`,
             `duplicate_last_shares` and `env_runner_restore_timeout_s`.
         restore: Tries to bring lost env runners back; called when all are lost.
+        tell_of_new_env: Called with the index of a remote env runner whose env was made anew,
+            before it samples again; by default nobody is told.
         further: Returns what else to sample, given the results of all shares so far; asked until
             there is nothing. By default there is nothing.
         cancelled: Is set when nobody wants the group any more, by another thread than the one that
@@ -194,6 +197,7 @@ def gather(
                     weights,
                     config=config,
                     restore=restore,
+                    tell_of_new_env=tell_of_new_env,
                     cancelled=cancelled,
                 ).run()
         results += [ledger.results[share.index] for share in shares]

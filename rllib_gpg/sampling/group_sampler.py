@@ -66,15 +66,22 @@ class GroupSampler:
         standing: Where rollouts stand after the last group that has been trained on.
     """
 
-    def __init__(self, algorithm: Algorithm, restore: Callable[[EnvRunnerGroup], Any]):
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        restore: Callable[[EnvRunnerGroup], Any],
+        tell_of_new: Callable[[EnvRunnerGroup, list[int]], Any],
+    ):
         """Takes what samples.
 
         Args:
             algorithm: The algorithm, which may still be without env runners.
             restore: Tries to bring lost env runners back; called when all are lost.
+            tell_of_new: Called when env runners have an env that was made anew.
         """
         self._algorithm = algorithm
         self._restore = restore
+        self._tell_of_new = tell_of_new
         self.number = 0
         self.standing: Standings = ()
         self._next_standing: Standings = ()
@@ -194,6 +201,7 @@ class GroupSampler:
             weights,
             config=config,
             restore=lambda: self._restore(env_runner_group),
+            tell_of_new_env=lambda runner: self._tell_of_new(env_runner_group, [runner]),
             further=starts.further,
             cancelled=cancelled,
         )

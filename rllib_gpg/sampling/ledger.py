@@ -54,14 +54,20 @@ class Ledger:
             self.results[result.share.index] = result
             self.progress.share_is_in(result.share)
 
-    def fail(self, share: Share, why: str, traceback: str = "") -> None:
+    def fail(self, share: Share, why: str, traceback: str = "", counts: bool = True) -> None:
         """Books a share that has to be sent out again.
+
+        Args:
+            share: The share.
+            why: What came in between, in words.
+            traceback: Where it was raised.
+            counts: Whether it may be the share's fault.
 
         Raises:
             SamplingError: If it has failed `max_failures` times.
         """
-        self._failures[share.index] += 1
-        if self._failures[share.index] >= self._max_failures:
+        self._failures[share.index] += counts
+        if counts and self._failures[share.index] >= self._max_failures:
             raise SamplingError(
                 f"Share {share.index} of {'evaluation' if share.in_evaluation else 'group'} "
                 f"{share.group} failed {self._max_failures} times "

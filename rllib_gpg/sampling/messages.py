@@ -184,8 +184,15 @@ class ShareFailure:
 
     A value and no exception: RLlib's remote call puts a failed env runner to sleep for
     `delay_between_env_runner_restarts_s` before anybody hears of it.
+
+    Attributes:
+        share: The share.
+        error: What was raised, and where.
+        traceback: How it came to that.
+        has_new_env: Whether the env has been made anew since.
     """
 
     share: Share
     error: str
     traceback: str
+    has_new_env: bool

@@ -48,7 +48,12 @@ class MultiAgentGroupEnvRunner(ShareSamplingEnvRunner, MultiAgentEnvRunner):
     @override(MultiAgentEnvRunner)
     def make_env(self) -> None:
         """Makes the envs, their episodes cut after `config.max_episode_steps` steps."""
-        super().make_env()
+        try:
+            super().make_env()
+        except BaseException:
+            # RLlib has deleted the one before, and would again.
+            self.env: Any = None
+            raise
         limit = self.config.get("max_episode_steps")
         if limit is not None:
             self.env.envs = [MultiAgentTimeLimit(env, limit) for env in self.env.envs]

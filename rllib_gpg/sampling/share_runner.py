@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
+import logging
 import traceback
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
@@ -35,6 +36,8 @@ from rllib_gpg.sampling.sending import pack_to_send
 from rllib_gpg.sampling.standing import Standing, standing_after, take_up
 from rllib_gpg.seeding import seeded_globally
 
+logger = logging.getLogger("ray.rllib")
+
 # In the state of an env runner: how many seeded calls of `sample` there have been.
 _NUM_SAMPLE_CALLS = "num_sample_calls"
 
@@ -51,9 +54,21 @@ class ShareSamplingEnvRunner(EnvRunner):
 
     @override(EnvRunner)
     def __init__(self, **kwargs: Any):
-        """Takes the arguments of RLlib's env runner."""
+        """Takes the arguments of RLlib's env runner.
+
+        Raises:
+            ValueError: If the config says to begin another episode where an env has failed.
+        """
+        if kwargs["config"].restart_failed_sub_environments:
+            raise ValueError(
+                f"`restart_failed_sub_environments` begins another episode where an env fails, and "
+                f"{type(self).__name__} finishes those that were begun. Remove the setting: an env "
+                "runner that fails is made anew."
+            )
         super().__init__(**kwargs)
         self._weights_version: int | None = None
+        # The buffers of modules, and their values as they were loaded.
+        self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._seeds: Seeds | None = None
         self._progress: Progress | None = None
         self._num_sample_calls = 0
@@ -107,7 +122,19 @@ class ShareSamplingEnvRunner(EnvRunner):
             where = traceback.extract_tb(error.__traceback__)[-1]
             at = f"{Path(where.filename).name}:{where.lineno}, in `{where.name}`"
             words = f"{error!r} at {at}, with env {self.config.env!r}"
-            return ShareFailure(share, words, traceback.format_exc())
+            raised = traceback.format_exc()
+            # At once, so that what was set on it by hand can be set again before the next share.
+            return ShareFailure(share, words, raised, has_new_env=self._has_new_env())
+
+    def _has_new_env(self) -> bool:
+        """Makes the env anew, or says that it can't be made now; the next share tries again."""
+        try:
+            self.make_env()
+        except Exception:
+            logger.exception("The env can't be made anew")
+            return False
+        self._is_env_broken = False
+        return True
 
     def _result_of(
         self, share: Share, episodes: list[EpisodeType], sent: Any, connectors: ConnectorStates
@@ -142,6 +169,9 @@ class ShareSamplingEnvRunner(EnvRunner):
         Args:
             weights: The weights that the next episodes are to be sampled with.
         """
+        # What exploring has changed since, such as the state of a noise, isn't the next share's.
+        for buffer, value in self._buffers:
+            buffer.copy_(value)
         if self._weights_version == weights.version:
             return
         state = weights.state
@@ -149,6 +179,16 @@ class ShareSamplingEnvRunner(EnvRunner):
             state = ray.get(state)
         self.set_state(state)
         self._weights_version = weights.version
+        self._buffers = [
+            (buffer, buffer.clone())
+            for module in self._torch_modules()
+            for buffer in module.buffers()
+        ]
+
+    def _torch_modules(self) -> list[torch.nn.Module]:
+        multi = isinstance(self.module, MultiRLModule)
+        modules = self.module.values() if multi else [self.module]
+        return [module for module in modules if isinstance(module, torch.nn.Module)]
 
     def get_state(
         self,
@@ -208,10 +248,8 @@ class ShareSamplingEnvRunner(EnvRunner):
         # What moves now is nowhere known until the end.
         moving = self._stands.keys() if share is None else share.envs
         stands = {index: self._stands.pop(index) for index in [*moving] if index in self._stands}
-        multi = isinstance(self.module, MultiRLModule)
-        for module in self.module.values() if multi else [self.module]:
-            if isinstance(module, torch.nn.Module):
-                module.eval()
+        for module in self._torch_modules():
+            module.eval()
         parts = self._parts(explore)
         schedule: Any
         if share is None:

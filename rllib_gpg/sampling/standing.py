@@ -35,13 +35,15 @@ class Standing:
         actions: The actions that the env has taken since, as it took them: a batch per group.
         episode: The episode from here on: without steps, but for those that connectors look back
             at. What the env shows is its last observation, as it was before connectors saw it.
-        earlier_return: The sum of the rewards so far.
+        earned: The sum of the env's rewards so far.
+        earlier_return: The same of what connectors have made of them, which metrics are of.
         token: Tells it from any other, also from where the same episode has stood in another run.
     """
 
     seed: int | None
     actions: tuple[Any, ...]
     episode: SingleAgentEpisode
+    earned: float
     earlier_return: float
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -53,7 +55,7 @@ class Standing:
         # Copies, which envs may write into.
         actions = (row(batch, t) for batch in self.actions for t in range(_length(batch)))
         shown = envs.repeat(index, self.seed, actions)
-        if shown is None or not np.isclose(shown[1], self.earlier_return, rtol=1e-9):
+        if shown is None or not np.isclose(shown[1], self.earned, rtol=1e-9):
             return False
         mine = tree.flatten(self.episode.get_observations(-1))
         return all(map(_equal, mine, tree.flatten(shown[0])))
@@ -132,13 +134,13 @@ def standing_after(
     for index, before in zip(share.envs, share.standing, strict=True):
         if index not in cut:
             continue
-        seed, taken = rollouts.actions_of(index)
+        seed, taken, earned = rollouts.steps_of(index)
         actions: tuple[Any, ...] = (tree.map_structure(lambda *leaves: np.stack(leaves), *taken),)
         earlier_return = 0.0
         if index in rollouts.going_on and not rollouts.has_begun(index):
             assert before is not None
             seed, earlier_return = before.seed, before.earlier_return
-            actions = (*before.actions, *actions)
+            actions, earned = (*before.actions, *actions), before.earned + earned
         earlier_return += float(episodes[index].get_return())
-        standing[index] = Standing(seed, actions, cut[index], earlier_return)
+        standing[index] = Standing(seed, actions, cut[index], earned, earlier_return)
     return standing

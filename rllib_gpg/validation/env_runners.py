@@ -30,19 +30,30 @@ def problems(config: AlgorithmConfig) -> Iterator[str]:
         yield from _recording(config)
 
 
-def warn_of_idle_runners(config: AlgorithmConfig) -> None:
-    """Says so if a group has fewer shares than there are env runners."""
-    size = episodes_per_share(config)
-    busy = math.ceil(config.group_size / size)
+def warn_of_idle_runners(config: AlgorithmConfig, evaluation_config: AlgorithmConfig) -> None:
+    """Says so if a group, or an evaluation, has fewer shares than there are env runners."""
+    group_size = config.group_size
+    _warn_of_idle(config, "group", group_size, config.num_env_runners, "`episodes_per_share`")
+    duration = config.evaluation_duration
+    if config.evaluates_exactly and is_count(duration):
+        num_env_runners = config.evaluation_num_env_runners
+        setting = "`evaluation(evaluation_config={'episodes_per_share': ..})`"
+        _warn_of_idle(evaluation_config, "evaluation", duration, num_env_runners, setting)
+
+
+def _warn_of_idle(
+    config: AlgorithmConfig, what: str, num_episodes: int, num_env_runners: int, setting: str
+) -> None:
+    size = episodes_per_share(config, num_episodes, num_env_runners)
+    busy = math.ceil(num_episodes / size)
     # With duplicates, they sample second copies.
-    if busy < config.num_env_runners and not config.duplicate_last_shares:
-        mend = f"lower `episodes_per_share`, now {size}, " * (size > 1) + (
-            f"take {busy} env runners or a larger group"
-        )
+    if busy < num_env_runners and not config.duplicate_last_shares:
+        smaller = f"lower {setting}, now {size}, or " * (size > 1)
         logger.warning(
-            f"A group of {config.group_size} episodes is cut into {busy} shares, so that "
-            f"{config.num_env_runners - busy} of {config.num_env_runners} env runners have nothing "
-            f"to do: {mend}."
+            f"{what.capitalize()}s of {num_episodes} episodes are cut into {busy} "
+            f"{'shares' if busy > 1 else 'share'}, so that "
+            f"{num_env_runners - busy} of {num_env_runners} env runners have nothing to do: "
+            f"{smaller}take {busy} env runners, or more episodes."
         )
 
 

@@ -108,7 +108,9 @@ class Scripted:
         seconds, what = self.script.pop(0) if self.script else (0.05, "samples")
         outcome = {
             "samples": lambda: answer.set_result(ShareResult(share, [self], {}, {}, {})),
-            "fails": lambda: answer.set_result(ShareFailure(share, "it broke", "")),
+            "fails": lambda: answer.set_result(
+                ShareFailure(share, "it broke", "", has_new_env=False)
+            ),
             "dies": lambda: answer.set_exception(ActorDiedError()),
         }
         timer = threading.Timer(seconds, outcome[what])

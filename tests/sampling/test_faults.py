@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import re
@@ -15,15 +16,19 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray import tune
+from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.learner import AddInfosFromEpisodesToTrainBatch
+from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from scipy.stats import binomtest
 
 from rllib_gpg import GPG, GPGConfig
-from rllib_gpg.sampling import SamplingError
+from rllib_gpg.sampling import GroupEnvRunner, SamplingError
 from rllib_gpg.sampling.gathering import RemoteGathering
+from rllib_gpg.sampling.group import cut_into_shares
 from tests.envs import (
     Broken,
     ComingAndGoing,
@@ -36,6 +41,7 @@ from tests.envs import (
     Unreliable,
 )
 from tests.helpers import (
+    LinearPolicy,
     built,
     fingerprint,
     interrupt,
@@ -515,3 +521,146 @@ def test_env_runners_for_evaluation_may_keep_their_modules() -> None:
         steps = "num_module_steps_sampled"
         assert results["env_runners"][steps].keys() == {"first", "late"}
         assert results["evaluation"]["env_runners"][steps].keys() == {"first"}
+
+
+class BrokenThere(ShortOrLong):
+    """Raises at every step on some env runners."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self._is_broken = config.worker_index in config["on"]
+
+    def step(self, action: int) -> Any:
+        if self._is_broken:
+            raise OSError("the simulator is gone")
+        return super().step(action)
+
+
+def broken_on(*runners: int, num_env_runners: int = 3) -> GPGConfig:
+    config = small_config(BrokenThere, group_size=12)
+    config.environment(env_config={"on": runners})
+    return config.env_runners(num_env_runners=num_env_runners, episodes_per_share=2)
+
+
+def test_env_runners_that_are_broken_do_not_end_the_run() -> None:
+    """They are free again at once, and would be given the same share until it counts as failed."""
+    with built(broken_on()) as algo:
+        undisturbed = [fingerprint(sample_group(algo)) for _ in range(2)]
+    with built(broken_on(1, 3).fault_tolerance(max_share_failures=3)) as algo:
+        assert [fingerprint(sample_group(algo)) for _ in range(2)] == undisturbed
+        assert num_redispatched(algo) > 0
+
+
+def test_where_all_are_broken_the_run_ends_soon() -> None:
+    with built(broken_on(1, 2, 3)) as algo:
+        begun = time.monotonic()
+        with pytest.raises(SamplingError, match=r"failed 5 times.*the simulator is gone"):
+            algo.train()
+        assert time.monotonic() - begun < 20.0
+
+
+class Lesson(ShortOrLong):
+    """Has a task that is set by hand, and raises once per process."""
+
+    has_raised = False
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.task = getattr(self, "task", 0.0)
+        return super().reset(seed=seed)
+
+    def step(self, action: int) -> Any:
+        if self.t == 3 and not Lesson.has_raised:
+            Lesson.has_raised = True
+            raise OSError("the simulator is gone")
+        observation, _, *rest = super().step(action)
+        return observation, self.task, *rest
+
+
+class Teacher(RLlibCallback):
+    """Sets the task, also on env runners that have a new env."""
+
+    def on_algorithm_init(self, *, algorithm: GPG, **kwargs: Any) -> None:
+        self.set_task(algorithm.env_runner_group)
+
+    def on_env_runners_recreated(
+        self, *, env_runner_group: Any, env_runner_indices: list[int], **kwargs: Any
+    ) -> None:
+        self.set_task(env_runner_group, env_runner_indices)
+
+    def set_task(self, env_runner_group: Any, indices: list[int] | None = None) -> None:
+        def set_task(runner: Any) -> None:
+            for env in runner.env.unwrapped.envs:
+                env.unwrapped.task = 3.0
+
+        env_runner_group.foreach_env_runner(
+            set_task, remote_worker_ids=indices, local_env_runner=False
+        )
+
+
+def test_callbacks_hear_of_an_env_that_was_made_anew() -> None:
+    """What was set on it by hand, as in a curriculum, is gone with the one before."""
+    config = small_config(Lesson, group_size=12).callbacks(Teacher)
+    config.env_runners(num_env_runners=2, episodes_per_share=2)
+    with built(config) as algo:
+        for _ in range(2):
+            assert {float(r) for e in sample_group(algo) for r in e.get_rewards()} == {3.0}
+        assert num_redispatched(algo) > 0
+
+
+class RareItem(RLlibCallback):
+    """Logs an item in the first episode of the first share alone."""
+
+    def on_episode_end(self, *, episode: Any, metrics_logger: Any, **kwargs: Any) -> None:
+        if not metrics_logger.peek("seen", default=0):
+            metrics_logger.log_value("seen", 1, reduce="lifetime_sum")
+            metrics_logger.log_value("what", 42.0, reduce="item")
+
+
+def test_an_item_that_a_later_share_does_not_log_stays() -> None:
+    config = small_config(ShortOrLong, group_size=4).callbacks(RareItem)
+    with built(config.env_runners(episodes_per_share=1)) as algo:
+        assert algo.train()["env_runners"]["what"] == 42.0
+
+
+class Noisy(LinearPolicy):
+    """Explores with a noise whose state is a buffer; another isn't part of the module's state."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.register_buffer("noise", torch.zeros(()))
+        self.register_buffer("count", torch.zeros(()), persistent=False)
+
+    def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        outputs = super()._forward_exploration(batch, **kwargs)
+        self.noise += 1.0
+        self.count += 1.0
+        outputs[Columns.ACTION_DIST_INPUTS][:, 0] += torch.sin(self.noise + self.count)
+        return outputs
+
+
+def test_what_exploring_changes_in_a_module_is_not_the_next_shares() -> None:
+    """A share is a function of weights and seeds, whatever its env runner has sampled before."""
+    config = small_config(ShortOrLong).rl_module(rl_module_spec=RLModuleSpec(Noisy))
+    config.env_runners(episodes_per_share=2)
+    with built(config) as algo:
+        shares = cut_into_shares(algo.config, 1, 0)
+        weights = algo._sync_weights()
+        runner = algo.env_runner
+        one, _, again = (
+            fingerprint(runner.sample_share(share, weights).episodes)
+            for share in (shares[0], shares[1], shares[0])
+        )
+        assert again == one
+        # Nor the next group's.
+        later = dataclasses.replace(weights, version=weights.version + 1)
+        assert fingerprint(runner.sample_share(shares[0], later).episodes) == one
+
+
+def test_under_ppo_too_no_other_episode_begins_where_an_env_has_failed() -> None:
+    config = PPOConfig().environment(ShortOrLong)
+    config.env_runners(
+        env_runner_cls=GroupEnvRunner, num_env_runners=0, batch_mode="complete_episodes"
+    )
+    config.fault_tolerance(restart_failed_sub_environments=True)
+    with pytest.raises(ValueError, match="GroupEnvRunner finishes those that were begun"):
+        config.build_algo()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -762,3 +762,28 @@ def test_a_bad_binning_of_one_module_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="epsilon has 3 entries"), built(config):
         pass
+
+
+class HardToMake(ComingAndGoing):
+    """Raises once, and then can't be made once, as if its port were still in use."""
+
+    troubles: ClassVar[list[str]] = []
+
+    def __init__(self, config: dict[str, Any] | None = None):
+        if HardToMake.troubles == ["make"]:
+            HardToMake.troubles.pop()
+            raise OSError("the port is still in use")
+        super().__init__(config)
+
+    def step(self, actions: dict[str, int]) -> Any:
+        if HardToMake.troubles == ["make", "step"]:
+            HardToMake.troubles.pop()
+            raise OSError("the simulator is gone")
+        return super().step(actions)
+
+
+def test_an_env_that_cannot_be_made_at_once_is_made_later() -> None:
+    with built(multi_config(HardToMake)) as algo:
+        HardToMake.troubles += ["make", "step"]
+        assert len(sample_group(algo)) == algo.config.group_size
+        assert HardToMake.troubles == []

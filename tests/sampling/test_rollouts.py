@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 
 from rllib_gpg import GPG, GPGConfig
@@ -284,6 +285,39 @@ def test_envs_that_are_made_anew_are_brought_back() -> None:
         sample_group(algo)
         algo.env_runner.make_env()
         assert [piece.t_started for piece in sample_group(algo)] == [3] * 4
+
+
+class Pays(Sums):
+    """The same, with a reward."""
+
+    def step(self, action: int) -> Any:
+        observation, _, *rest = super().step(action)
+        return observation, 1.0, *rest
+
+
+class Halves(ConnectorV2):
+    """Halves rewards in the episode, as others clip them."""
+
+    def __call__(self, *, episodes: Any, batch: Any, **kwargs: Any) -> Any:
+        for episode in episodes:
+            if len(episode) > 0:
+                episode.set_rewards(new_data=0.5 * episode.get_rewards(-1), at_indices=-1)
+        return batch
+
+
+def halves(env: Any, spaces: Any, device: Any) -> Halves:
+    return Halves()
+
+
+def test_rewards_that_connectors_change_are_no_reason_to_begin_anew() -> None:
+    """What the env does again is what it gave, not what became of it."""
+    config = rollouts(Pays, num_steps=3, env_to_module_connector=halves)
+    with built(config) as algo, logged_warnings() as messages:
+        for _ in range(2):
+            sample_group(algo)
+            algo.env_runner.make_env()
+        assert [piece.t_started for piece in sample_group(algo)] == [6] * 4
+    assert not [m for m in messages if "can't be taken up" in m]
 
 
 def test_what_cannot_be_pickled_goes_on_all_the_same(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def run(
         start_time = time.perf_counter()
         steps, resets = envs.step(stepping, actions, starting)
         step_times.append(time.perf_counter() - start_time)
+        schedule.see(steps)
         done = rollout.record(stepping, steps, list(starting), resets, last)
         call_back("on_episode_start", starting)
         if rollout.sees_every_step:

@@ -35,6 +35,10 @@ class Schedule(Protocol):
         """
         ...
 
+    def see(self, steps: Any) -> None:
+        """Is shown what came of the step, as the envs give it."""
+        ...
+
     def next(self, ended: Sequence[int]) -> Seeded:
         """Returns those of the envs whose episodes are over in which the next one begins."""
         ...
@@ -58,6 +62,9 @@ class WholeEpisodes:
         """Cuts nothing."""
         return np.zeros(len(stepping), np.bool_)
 
+    def see(self, steps: Any) -> None:
+        """Does nothing."""
+
     def next(self, ended: Sequence[int]) -> Seeded:
         """Begins as many as are left."""
         return {index: self._waiting.popleft() for index in ended[: len(self._waiting)]}
@@ -80,8 +87,9 @@ class Rollouts:
         self._seeds = seeds
         self._left = np.zeros(max(seeds) + 1, np.int64)
         self._left[list(seeds)] = num_steps
-        # Vector step by vector step: who stepped, and the actions.
+        # Vector step by vector step: who stepped, the actions, and what came of them.
         self._log: list[tuple[np.ndarray, Any]] = []
+        self._rewards: list[Any] = []
         # Per env in which an episode has begun here: the seed of the last, and when that was.
         self._begun: dict[int, tuple[int | None, int]] = {}
 
@@ -96,6 +104,10 @@ class Rollouts:
         self._left[stepping] -= 1
         return self._left[stepping] == 0
 
+    def see(self, steps: Any) -> None:
+        """Keeps the rewards."""
+        self._rewards.append(steps.rewards)
+
     def next(self, ended: Sequence[int]) -> Seeded:
         """Begins one in each env that has steps left."""
         starting: Seeded = {
@@ -109,12 +121,15 @@ class Rollouts:
         """Whether the env's last episode has begun here, and doesn't go on from before."""
         return index in self._begun
 
-    def actions_of(self, index: int) -> tuple[int | None, list[Any]]:
-        """Returns the seed of the env's last episode, and its actions here, one per step."""
+    def steps_of(self, index: int) -> tuple[int | None, list[Any], float]:
+        """Returns the seed of the env's last episode, its actions here, and what they brought."""
         seed, begun = self._begun.get(index, (None, 0))
-        actions = []
-        for stepping, of_all in self._log[begun:]:
+        actions, earned = [], 0.0
+        for (stepping, of_all), rewards in zip(
+            self._log[begun:], self._rewards[begun:], strict=True
+        ):
             at = int(np.searchsorted(stepping, index))
             if at < len(stepping) and stepping[at] == index:
                 actions.append(row(of_all, at))
-        return seed, actions
+                earned += float(rewards[at])
+        return seed, actions, earned
