@@ -22,8 +22,8 @@ from rllib_gpg.advantages import (
     BinBaseline,
     GroupAdvantageEstimation,
     estimate_advantages,
-    estimate_group,
 )
+from rllib_gpg.advantages.estimator import _compared
 from rllib_gpg.advantages.grouping import into_bins
 from rllib_gpg.learning.surrogates import Clip
 from rllib_gpg.validation import CRITIC_SETTINGS
@@ -119,7 +119,7 @@ def test_all_settings_of_the_critic_are_named() -> None:
     ("heading", "functions"),
     [
         ("Algorithm 1: the update", [GPG.training_step]),
-        ("Algorithm 2: the advantages", [estimate_group, into_bins, BinBaseline.values]),
+        ("Algorithm 2: the advantages", [_compared, into_bins, BinBaseline.values]),
         ("The loss", [Clip.__call__]),
     ],
 )

@@ -17,20 +17,25 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
-from ray.rllib.utils.numpy import convert_to_numpy
-from ray.rllib.utils.spaces.space_utils import batch as batch_items
 from ray.rllib.utils.typing import EpisodeType, ModuleID, StateDict
 
 from rllib_gpg.advantages.baselines import Baseline, resolve_baseline
-from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import BinningFunction, resolve_binning
-from rllib_gpg.advantages.credit import check_credit
+from rllib_gpg.advantages.episodes import (
+    check_whole,
+    final_observations_of,
+    name_of_episode,
+    observations_of,
+    rewards_left_in,
+    rewards_of,
+    start_of_episode,
+)
 from rllib_gpg.advantages.estimator import estimate_group
 from rllib_gpg.advantages.grouping import ScoreFunction
-from rllib_gpg.advantages.levels import Level, check_level
+from rllib_gpg.advantages.levels import Level
 from rllib_gpg.advantages.metrics import group_metrics, num_equal_starts
-from rllib_gpg.advantages.units import check_unit
-from rllib_gpg.learning.columns import as_column, is_step
+from rllib_gpg.advantages.settings import check_settings
+from rllib_gpg.learning.columns import as_column
 from rllib_gpg.learning.pipeline import REPORT, REPORTS
 from rllib_gpg.learning.scores import score_products
 
@@ -180,25 +185,25 @@ class GroupAdvantageEstimation(ConnectorV2):
         groups: dict[ModuleID, list[SingleAgentEpisode]] = defaultdict(list)
         for episode in self.single_agent_episode_iterator(episodes, agents_that_stepped_only=False):
             if not self._fragments:
-                _check_whole(episode)
+                check_whole(episode)
             groups[episode.module_id or DEFAULT_MODULE_ID].append(episode)
         for module_id, group in groups.items():
             # At the end of the pipeline there is a batch per module; at its beginning, none yet.
             columns = batch.get(module_id)
-            rewards = _rewards(group) if columns is None else _rewards_left_in(columns, group)
+            rewards = rewards_of(group) if columns is None else rewards_left_in(columns, group)
             settings, bootstrap = self._settings_of(module_id)
             # Agents of one episode share its luck, and perhaps its rewards.
             ids = [episode.multi_agent_episode_id or episode.id_ for episode in group]
-            starts = None if start_of is None else [_start(id_, start_of) for id_ in ids]
+            starts = None if start_of is None else [start_of_episode(id_, start_of) for id_ in ids]
             estimate = estimate_group(
-                [_observations(episode) for episode in group],
+                [observations_of(episode) for episode in group],
                 rewards,
                 memory=memory.get(module_id),
-                final_observations=_final_observations(group) if bootstrap else None,
+                final_observations=final_observations_of(group) if bootstrap else None,
                 first_timesteps=[episode.t_started for episode in group],
                 episodes=ids,
                 starts=starts,
-                names=[_name(episode) for episode in group],
+                names=[name_of_episode(episode) for episode in group],
                 scores=_scores(settings["baseline"], rl_module, module_id, columns, group),
                 **settings,
             )
@@ -255,12 +260,16 @@ class GroupAdvantageEstimation(ConnectorV2):
             leave_one_out=settings.pop("leave_one_out"),
         )
         bootstrap, normalize = map(settings.pop, ("bootstrap_truncated", "normalize_advantages"))
-        binning, lambda_ = resolve_binning(settings["binning"]), settings["lambda_"]
-        check_unit(normalize)
-        check_uses(baseline, binning, lambda_=lambda_, normalize=normalize, bootstrap=bootstrap)
-        of_these = {"bootstrap": bootstrap, "of_pieces": self._fragments}
-        check_credit(settings["credit"], lambda_=lambda_, **of_these)
-        check_level(settings["second_level"], **of_these)
+        check_settings(
+            baseline,
+            resolve_binning(settings["binning"]),
+            lambda_=settings["lambda_"],
+            normalize=normalize,
+            credit=settings["credit"],
+            second_level=settings["second_level"],
+            bootstrap=bootstrap,
+            of_pieces=self._fragments,
+        )
         return {**settings, "baseline": baseline, "normalize": normalize}, bootstrap
 
     def _add_items(
@@ -294,60 +303,6 @@ def _without(memory: dict[ModuleID, Any], module_id: ModuleID) -> dict[ModuleID,
     return {mid: kept for mid, kept in memory.items() if mid != module_id}
 
 
-def _rewards(group: Sequence[SingleAgentEpisode]) -> list[np.ndarray]:
-    """Returns the episodes' rewards, in double precision."""
-    return [np.asarray(e.get_rewards(slice(0, len(e))), np.float64) for e in group]
-
-
-def _rewards_left_in(
-    columns: Mapping[str, Any], group: Sequence[SingleAgentEpisode]
-) -> list[np.ndarray]:
-    """Returns the rewards of a module's batch, in which other pieces may have changed them.
-
-    Raises:
-        ValueError: If the batch has other steps than the episodes.
-    """
-    lengths = [len(episode) for episode in group]
-    of_batch = convert_to_numpy(columns[Columns.REWARDS])[is_step(columns)]
-    if len(of_batch) != sum(lengths):
-        raise ValueError(
-            f"The rewards column has {len(of_batch)} steps, the episodes have {sum(lengths)}: a "
-            "learner connector piece has added or removed some. GroupAdvantageEstimation needs all "
-            "steps of its episodes."
-        )
-    _check_order(columns, group)
-    of_episodes = np.concatenate(_rewards(group))
-    # The batch is in single precision. What it has of the episodes is taken from these.
-    unchanged = of_batch.astype(np.float32) == of_episodes.astype(np.float32)
-    rewards = np.where(unchanged, of_episodes, of_batch)
-    return np.split(rewards, np.cumsum(lengths)[:-1])
-
-
-def _check_order(columns: Mapping[str, Any], group: Sequence[SingleAgentEpisode]) -> None:
-    """Refuses a batch that has the steps of the episodes in another order.
-
-    Raises:
-        ValueError: If its log-probabilities are those of the episodes, but not one by one.
-    """
-    if Columns.ACTION_LOGP not in columns or not all(
-        Columns.ACTION_LOGP in episode.extra_model_outputs for episode in group
-    ):
-        return  # There is nothing to tell steps apart by.
-    of_episodes = np.concatenate(
-        [np.asarray(episode.get_extra_model_outputs(Columns.ACTION_LOGP)) for episode in group]
-    )
-    of_batch = convert_to_numpy(columns[Columns.ACTION_LOGP])[is_step(columns)]
-    if not np.array_equal(of_batch, of_episodes) and np.array_equal(
-        np.sort(of_batch), np.sort(of_episodes)
-    ):
-        raise ValueError(
-            "The batch has the steps of its episodes in another order: a learner connector piece "
-            "has moved them, and GroupAdvantageEstimation would give each step the advantage of "
-            "another. Have that piece come after it, or leave the order as it is: minibatches are "
-            "shuffled anyway."
-        )
-
-
 def _scores(
     baseline: Baseline,
     rl_module: RLModule,
@@ -371,58 +326,3 @@ def _scores(
     module = rl_module[module_id] if isinstance(rl_module, MultiRLModule) else rl_module
     lengths = [len(episode) for episode in group]
     return functools.partial(score_products, module.unwrapped(), columns, lengths)
-
-
-def _observations(episode: SingleAgentEpisode) -> Any:
-    """Returns the observations of the episode's steps, without the final one: [T, ...]."""
-    return _as_array(episode.get_observations(slice(0, len(episode))))
-
-
-def _final_observations(group: Sequence[SingleAgentEpisode]) -> list[Any]:
-    """Returns the observation after the last step, [1, ...], of truncated episodes; else None."""
-    return [
-        None
-        if episode.is_terminated
-        else _as_array(episode.get_observations(slice(len(episode), len(episode) + 1)))
-        for episode in group
-    ]
-
-
-def _as_array(observations: Any) -> Any:
-    return batch_items(observations) if isinstance(observations, list) else observations
-
-
-def _name(episode: SingleAgentEpisode) -> str:
-    if episode.agent_id is None:
-        return f"episode {episode.id_}"
-    return f"agent {episode.agent_id!r} of episode {episode.multi_agent_episode_id}"
-
-
-def _check_whole(episode: SingleAgentEpisode) -> None:
-    if episode.t_started == 0 and episode.is_done:
-        return
-    name = _name(episode)
-    raise ValueError(
-        f"{name[0].upper()}{name[1:]} is a fragment (steps {episode.t_started} to {episode.t}, "
-        f"done: {episode.is_done}). GroupAdvantageEstimation needs whole episodes: a return that "
-        "stops at a fragment's end is wrong, and there is no critic to continue it with. Sample "
-        "with `batch_mode='complete_episodes'`, and with one learner: RLlib slices episodes in "
-        "order to share them out to several."
-    )
-
-
-def _start(episode_id: str, start_of: Mapping[str, int]) -> int:
-    """Returns the number of an episode's start, also where RLlib has added numbers to its id.
-
-    Raises:
-        ValueError: If the episode isn't one of the group.
-    """
-    known = episode_id
-    while known and known not in start_of:
-        known = known.rpartition("_")[0]
-    if not known:
-        raise ValueError(
-            f"Episode {episode_id} has no start: where episodes share their starts "
-            "(`episodes_per_start`), learner connector pieces can't add others."
-        )
-    return start_of[known]

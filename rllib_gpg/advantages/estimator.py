@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rllib_gpg.advantages.baselines import Baseline, BinBaseline, Valuation, resolve_baseline
-from rllib_gpg.advantages.baselines.choice import check_uses
 from rllib_gpg.advantages.binning import BinningFunction, name_of, resolve_binning
-from rllib_gpg.advantages.credit import RETURNS, check_credit, credited_returns, credited_rewards
+from rllib_gpg.advantages.credit import RETURNS, credited_returns, credited_rewards
 from rllib_gpg.advantages.grouping import BinnedGroup, ScoreFunction, into_bins, numbered
 from rllib_gpg.advantages.inputs import (
     FloatArray,
@@ -32,9 +31,10 @@ from rllib_gpg.advantages.inputs import (
     check_values,
     default_names,
 )
-from rllib_gpg.advantages.levels import Level, check_level
+from rllib_gpg.advantages.levels import Level
 from rllib_gpg.advantages.returns import lambda_returns, without_rounding
-from rllib_gpg.advantages.units import check_unit, normalized
+from rllib_gpg.advantages.settings import check_settings
+from rllib_gpg.advantages.units import normalized
 
 logger = logging.getLogger("ray.rllib")
 
@@ -99,25 +99,14 @@ class GroupEstimate:
 
 
 def estimate_advantages(
-    observations: Sequence[Any],
-    rewards: Sequence[ArrayLike],
-    *,
-    gamma: float,
-    binning: str | BinningFunction,
-    leave_one_out: bool = False,
-    normalize: bool | str = False,
-    baseline: str | Baseline = "bins",
-    lambda_: float = 1.0,
-    credit: str = RETURNS,
-    second_level: Level | None = None,
-    memory: Any = None,
-    final_observations: Sequence[Any] | None = None,
-    first_timesteps: Sequence[int] | None = None,
-    episodes: Sequence[Hashable] | None = None,
-    scores: ScoreFunction | None = None,
-    starts: Sequence[Hashable] | None = None,
+    observations: Sequence[Any], rewards: Sequence[ArrayLike], **settings: Any
 ) -> list[FloatArray]:
     """The advantage of every step of a group: ``estimate_group(...).advantages``.
+
+    Args:
+        observations: As for `estimate_group`.
+        rewards: As for `estimate_group`.
+        **settings: Its other arguments, of which `gamma` and `binning` have to be given.
 
     Example:
         >>> rewards = [np.array([1.0, 1.0]), np.array([0.0, 3.0]), np.array([2.0])]
@@ -125,24 +114,7 @@ def estimate_advantages(
         >>> estimate_advantages(observations, rewards, gamma=1.0, binning="time")
         [array([-0.33333333, -1.        ]), array([0.66666667, 1.        ]), array([-0.33333333])]
     """
-    return estimate_group(
-        observations,
-        rewards,
-        gamma=gamma,
-        binning=binning,
-        leave_one_out=leave_one_out,
-        normalize=normalize,
-        baseline=baseline,
-        lambda_=lambda_,
-        credit=credit,
-        second_level=second_level,
-        memory=memory,
-        final_observations=final_observations,
-        first_timesteps=first_timesteps,
-        episodes=episodes,
-        scores=scores,
-        starts=starts,
-    ).advantages
+    return estimate_group(observations, rewards, **settings).advantages
 
 
 def estimate_group(
@@ -237,18 +209,16 @@ def estimate_group(
     """
     binning = resolve_binning(binning)
     baseline = resolve_baseline(baseline, leave_one_out=leave_one_out)
-    bootstrap, of_starts = final_observations is not None, starts is not None
-    check_unit(normalize)
-    check_uses(
+    check_settings(
         baseline,
         binning,
         lambda_=lambda_,
         normalize=normalize,
-        bootstrap=bootstrap,
-        of_starts=of_starts,
+        credit=credit,
+        second_level=second_level,
+        bootstrap=final_observations is not None,
+        of_starts=starts is not None,
     )
-    check_credit(credit, lambda_=lambda_, bootstrap=bootstrap)
-    check_level(second_level, bootstrap=bootstrap)
     names = names or default_names(rewards)
     observations, rewards = as_arrays(observations, rewards, names)
     check_finite(observations, rewards, names)
@@ -257,13 +227,8 @@ def estimate_group(
     lengths_N = np.array([len(reward_T) for reward_T in rewards])
     check_labels(starts, names)
     start_N = check_starts(first_timesteps, names)
-    of = (
-        type(baseline).__name__,
-        name_of(binning),
-        f"gamma {gamma:g}",
-        *((credit,) if credit != RETURNS else ()),
-    )
     check_memory(memory)
+    of = _what_is_remembered(baseline, binning, gamma, credit)
     earlier = _recalled(memory, of, baseline) or _NOTHING
 
     # k[n,t] = f(s[n,t], t)
@@ -278,19 +243,86 @@ def estimate_group(
         starts,
         scores,
     )
-    same = [0] * len(lengths_N)
-    start_S = np.repeat(numbered(same if starts is None else starts), lengths_N)
-    reward_S = credited_rewards(np.concatenate(rewards), credit, start_S)
-    if final_observations is not None:
+    found, valuation = _compared(
+        group,
+        rewards,
+        baseline,
+        earlier["baseline"],
+        gamma=gamma,
+        lambda_=lambda_,
+        credit=credit,
+        starts=starts,
+    )
+    memory = _remembered(of, earlier, valuation, found.differences) if baseline.remembers else None
+    unit_S = normalized(found.differences, group, normalize, memory)
+    if second_level is not None:
+        # A[n,t] += weight A'[n,t]
+        unit_S = unit_S + second_level.weight * np.concatenate(
+            estimate_advantages(
+                observations,
+                rewards,
+                gamma=gamma,
+                binning=second_level.binning,
+                leave_one_out=not baseline.keeps_own,
+                normalize=second_level.normalize,
+                credit=second_level.credit,
+                first_timesteps=start_N.tolist(),
+                episodes=episodes,
+                starts=starts,
+            )
+        )
+    of_bins = explained_variance(found.returns, group.mean_of_others(found.returns), ~group.alone())
+    return GroupEstimate(
+        advantages=np.split(unit_S, np.cumsum(lengths_N)[:-1]),
+        memory=memory,
+        num_bins=len(group.counts),
+        singleton_fraction=float(group.alone()[group.first_visits].mean()),
+        baseline_explained_variance=_explained_by(baseline, found, of_bins),
+        bins_explained_variance=of_bins,
+        metrics=valuation.metrics,
+        comparison=found,
+    )
+
+
+def _compared(
+    group: BinnedGroup,
+    rewards: Sequence[FloatArray],
+    baseline: Baseline,
+    memory: Any,
+    *,
+    gamma: float,
+    lambda_: float,
+    credit: str,
+    starts: Sequence[Hashable] | None,
+) -> tuple[Comparison, Valuation]:
+    """Compares what each step is credited with with what the baseline says of it.
+
+    Args:
+        group: The group, its steps sorted into bins.
+        rewards: N arrays [T_n].
+        baseline: The baseline.
+        memory: What it has remembered of earlier groups.
+        gamma: As for `estimate_group`.
+        lambda_: As for `estimate_group`.
+        credit: As for `estimate_group`.
+        starts: As for `estimate_group`.
+
+    Raises:
+        ValueError, TypeError: If what the baseline gives can't be meant.
+    """
+    lengths_N, names = group.lengths, group.names
+    start_N = numbered([0] * len(names) if starts is None else starts)
+    reward_S = credited_rewards(np.concatenate(rewards), credit, np.repeat(start_N, lengths_N))
+    if group.final_observations is not None:
         # r[n,T-1] += gamma v(s[n,T]), where a time limit cut trajectory n
-        final_N = baseline.final_values(group, earlier["baseline"])
+        final_N = baseline.final_values(group, memory)
         check_values(final_N, np.ones_like(lengths_N), names, baseline)
         reward_S[np.cumsum(lengths_N) - 1] += gamma * final_N
     # R[n,t] = sum_{s>=t} gamma^(s-t) * r[n,s], unless another credit is asked for
     ret_S = credited_returns(reward_S, lengths_N, gamma, credit)
     ret_S.flags.writeable = False  # A baseline may be anybody's.
     # v[n,t] = b(k[n,t]), and what else the baseline sees
-    valuation = baseline.values(group, ret_S, earlier["baseline"])
+    valuation = baseline.values(group, ret_S, memory)
     if not isinstance(valuation, Valuation):
         raise TypeError(f"{baseline} must give a Valuation, got {type(valuation).__name__}.")
     value_S = valuation.values
@@ -309,42 +341,22 @@ def estimate_group(
             adv_S -= np.where(valuation.alone, (mixed_S - ret_S)[group.entries], 0.0)
     # Exactly 0 where returns are equal, so that such a group moves nothing.
     adv_S = without_rounding(adv_S, ret_S)
+    return Comparison(group, ret_S, value_S, valuation.alone, adv_S, memory), valuation
 
-    memory = _remembered(of, earlier, valuation, adv_S) if baseline.remembers else None
-    known_S = np.True_ if valuation.alone is None else ~valuation.alone
-    unit_S = normalized(adv_S, group, normalize, memory)
-    if second_level is not None:
-        # A[n,t] += weight A'[n,t]
-        unit_S = unit_S + second_level.weight * np.concatenate(
-            estimate_advantages(
-                observations,
-                rewards,
-                gamma=gamma,
-                binning=second_level.binning,
-                leave_one_out=not baseline.keeps_own,
-                normalize=second_level.normalize,
-                credit=second_level.credit,
-                first_timesteps=start_N.tolist(),
-                episodes=episodes,
-                starts=starts,
-            )
-        )
-    alone_S = group.alone()
-    bins_explain = explained_variance(ret_S, group.mean_of_others(ret_S), ~alone_S)
-    return GroupEstimate(
-        advantages=np.split(unit_S, np.cumsum(lengths_N)[:-1]),
-        memory=memory,
-        num_bins=len(group.counts),
-        singleton_fraction=float(alone_S[group.first_visits].mean()),
-        baseline_explained_variance=(
-            bins_explain
-            if isinstance(baseline, BinBaseline) and baseline.keeps_own
-            else explained_variance(ret_S, value_S, known_S)
-        ),
-        bins_explained_variance=bins_explain,
-        metrics=valuation.metrics,
-        comparison=Comparison(group, ret_S, value_S, valuation.alone, adv_S, earlier["baseline"]),
-    )
+
+def _explained_by(baseline: Baseline, found: Comparison, of_bins: float) -> float:
+    if isinstance(baseline, BinBaseline) and baseline.keeps_own:
+        return of_bins
+    known_S = np.True_ if found.alone is None else ~found.alone
+    return explained_variance(found.returns, found.values, known_S)
+
+
+def _what_is_remembered(
+    baseline: Baseline, binning: BinningFunction, gamma: float, credit: str
+) -> tuple[str, ...]:
+    """Names what a memory is of: with any of it changed, it means nothing."""
+    of_credit = (credit,) if credit != RETURNS else ()
+    return type(baseline).__name__, name_of(binning), f"gamma {gamma:g}", *of_credit
 
 
 def _recalled(memory: Any, of: tuple[str, ...], baseline: Baseline) -> Any:
