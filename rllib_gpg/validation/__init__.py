@@ -72,10 +72,10 @@ def check_config(config: AlgorithmConfig) -> None:
         updates.problems(config),
     )
     updates.warn_of_idle_settings(config, "")
-    env_runners.warn_of_idle_runners(config, config.get_evaluation_config_object())
     for module_id, overrides in config.algorithm_config_overrides_per_module.items():
         check_overrides(config, module_id, overrides)
     _check_evaluation(config)
+    env_runners.warn_of_idle_runners(config, config.get_evaluation_config_object())
 
 
 def check_overrides(
