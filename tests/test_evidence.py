@@ -167,13 +167,20 @@ def test_the_report_compares_at_equal_env_steps_and_at_equal_time(
     assert "| Acrobot-v1 | sb3-ppo | not run | not run | not run |" in text
     page = tmp_path / "ppo.md"
     page.write_text(report.PAGE.read_text())
+    readme = tmp_path / "README.md"
+    readme.write_text(report.README.read_text())
     monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(report, "README", readme)
     monkeypatch.setattr(report.reporting, "DOCS", tmp_path)
     report.write()
     never, always = "0.00 (0.00 to 0.00)", "1.00 (1.00 to 1.00)"
     for which in ("all", "held out", "all, unseen seeds"):
         assert f"| rllib-ppo | {which}: 1 | {never} | {never} | {always} |" in page.read_text()
     assert "![Mean return against env steps](../images/ppo_steps.png)" in page.read_text()
+    short = readme.read_text()
+    ways = "**100 ± 0 (6)** | 90 ± 0 (6) | 48 ± 0 (6) | **86 ± 0 (6)**"
+    assert f"| Acrobot-v1 | {ways} |\n" in short
+    assert "| *probability that GPG is better* |  | 0.00 |  | 1.00 |" in short
     pictures = {path.name for path in (tmp_path / "images").iterdir()}
     assert pictures == {
         f"ppo_{a}.{s}" for a in ("steps", "cpu_seconds", "updates") for s in ("png", "svg")

@@ -23,6 +23,7 @@ from benchmarks.evidence.tables import Runs, at_the_end, curve_against, final
 from benchmarks.reporting import markdown, spread
 
 PAGE = reporting.DOCS / "results" / "ppo.md"
+README = reporting.DOCS.parent / "README.md"
 HOW = ("sampled", "greedy")
 PICTURES = {
     "ppo_steps": "Mean return against env steps",
@@ -93,6 +94,30 @@ def table_of_losses(runs: Runs) -> str:
     return markdown(["task", "PPO", *head], rows) if rows else "Nowhere so far."
 
 
+def table_in_short(runs: Runs) -> str:
+    """RLlib's PPO and GPG as recommended, on the seeds that both have; the better mean is bold."""
+    pairs = over_tasks.pairs_of(runs, GPG, RLLIB_PPO)
+    if not pairs:
+        return "Not run yet."
+    rows = []
+    for env, (ours, theirs) in pairs.items():
+        row = [env]
+        at_the_same_steps = ([at_the_end(r) for r in of] for of in (theirs, ours))
+        at_the_same_time = (values.tolist() for values in over_tasks.at_equal_time(theirs, ours))
+        for ppo, gpg in (at_the_same_steps, at_the_same_time):
+            better = np.argmax([np.mean(ppo), np.mean(gpg)])
+            row += [
+                f"**{spread(of)}**" if at == better else spread(of)
+                for at, of in enumerate((ppo, gpg))
+            ]
+        rows.append(row)
+    found = over_tasks.compare(pairs)
+    by_steps, by_time = (f"{found[how].value:.2f}" for how in ("sampled", "CPU time"))
+    rows.append(["*probability that GPG is better*", "", by_steps, "", by_time])
+    head = ["", "PPO, same env steps", "GPG", "PPO, same CPU time", "GPG"]
+    return markdown(head, rows)
+
+
 def write() -> None:
     """Rewrites the tables of the page, and draws its pictures once there is something to draw."""
     runs = runs_of_ppo()
@@ -110,6 +135,7 @@ def write() -> None:
     }
     for name, table in tables.items():
         reporting.write_table(PAGE, name, table(runs))
+    reporting.write_table(README, "evidence", table_in_short(runs))
     for axis in ("steps", "cpu_seconds", "updates"):
         panels = {
             env: {
