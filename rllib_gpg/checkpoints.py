@@ -120,7 +120,7 @@ def check_checkpoint(
         _constructor_arguments(path, filesystem, root)
 
 
-def check_saved(path: pathlib.Path) -> None:
+def check_saved(path: Any, filesystem: Any = None) -> None:
     """Refuses a checkpoint of remote learners that has just been saved, if it isn't whole.
 
     RLlib passes over what they raise.
@@ -129,7 +129,7 @@ def check_saved(path: pathlib.Path) -> None:
         OSError: Says what is missing.
     """
     try:
-        check_checkpoint(path)
+        check_checkpoint(path, filesystem=filesystem)
     except ValueError as error:
         raise OSError(
             f"A remote learner couldn't save its part; its log says why. {error}"
@@ -240,7 +240,8 @@ def _read_through(file: pathlib.PurePath, stream: IO[bytes]) -> None:
             pass
     elif file.suffix == ".msgpack":
         try:
-            msgpack.Unpacker(stream).skip()
+            # 0: of any size.
+            msgpack.Unpacker(stream, max_buffer_size=0).skip()
         except msgpack.OutOfData as error:
             raise ValueError("it is cut off") from error
 

@@ -425,8 +425,8 @@ class GPGConfig(AlgorithmConfig):
             max_share_failures: How often one share of a group may fail - its env runner lost, its
                 env raising, or longer than `env_runners(sample_timeout_s=..)` - before the run
                 ends with an error, after a checkpoint. Each time it is sampled again with the same
-                seeds, on another env runner if there is one; failures on env runners that fail at
-                everything, while others don't, aren't counted. Default 5.
+                seeds, on another env runner if one is free. Of an env runner that fails again and
+                again, while others don't, only the first failure in a row counts. Default 5.
             **kwargs: The settings of `AlgorithmConfig.fault_tolerance`. The default that differs:
                 `env_runner_health_probe_timeout_s` 1.
 

@@ -354,20 +354,23 @@ class GroupAlgorithm(Algorithm):
             **kwargs: The keyword arguments of RLlib's `Checkpointable.save_to_path`.
 
         Raises:
-            OSError: If the folder can't be written. What was there before is as it was.
+            OSError: If the folder can't be written, or a remote learner can't save its part. What
+                was in a local folder before is as it was.
         """
         is_local = kwargs.get("filesystem") is None and "://" not in str(path)
         if path is None or not is_local:
-            with msgpack_as_it_is():
-                saved_to: str = super().save_to_path(path, **kwargs)
-            return saved_to
+            return self._save(path, **kwargs)
         folder = pathlib.Path(path).absolute()
         with saved_whole(folder) as unfinished:
-            with msgpack_as_it_is():
-                super().save_to_path(unfinished, **kwargs)
-            if not self.learner_group.is_local and kwargs.get("state") is None:
-                check_saved(unfinished)
+            self._save(unfinished, **kwargs)
         return folder.as_posix()
+
+    def _save(self, path: Any, **kwargs: Any) -> str:
+        with msgpack_as_it_is():
+            saved_to: str = super().save_to_path(path, **kwargs)
+        if not self.learner_group.is_local and kwargs.get("state") is None:
+            check_saved(saved_to, kwargs.get("filesystem"))
+        return saved_to
 
     def _name_modules_that_are_lost(self, path: Any, filesystem: Any) -> None:
         (answer, *_) = self.learner_group.foreach_learner(lambda learner: {*learner.module.keys()})

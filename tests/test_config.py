@@ -892,3 +892,14 @@ def test_env_runners_of_an_evaluation_with_nothing_to_do_are_spoken_of(
     assert "evaluation_config={'episodes_per_share': ..}" in said
     config.evaluation(evaluation_config={"episodes_per_share": 2}).validate()
     assert len(warnings) == 1
+
+
+def test_an_evaluation_replaces_no_episode_either() -> None:
+    config = cartpole().evaluation(
+        evaluation_num_env_runners=1,
+        evaluation_config={"restart_failed_sub_environments": True},
+    )
+    with pytest.raises(ValueError, match="`restart_failed_sub_environments=True` begins another"):
+        config.copy().validate()
+    # By timesteps it is RLlib's own.
+    config.evaluation(evaluation_duration_unit="timesteps").validate()

@@ -109,7 +109,8 @@ def most_alone(seen: Iteration) -> str | None:
     """Most first visits are alone in their bin."""
     share = seen["group_singleton_fraction"]
     # Agents of one episode count as one there, but are compared with one another.
-    in_a_team = seen.config.is_multi_agent and seen.baseline.keeps_own
+    has_mates = seen.config.is_multi_agent and seen["group_num_episodes"] > seen.config.group_size
+    in_a_team = has_mates and seen.baseline.keeps_own
     if not seen.compares_within_group or in_a_team or not share > _MOST:
         return None
     return (
@@ -122,9 +123,9 @@ def nothing_to_learn(seen: Iteration) -> str | None:
     """All advantages are 0, though steps aren't alone; unless there is nothing left to learn."""
     if not seen["group_advantage_std"] < MIN_STD or seen.config.second_level is not None:
         return None
-    # Returns as they are teach by what they are, equal or not.
+    # Returns as they are teach by what they are, equal or not, unless they are 0.
     plain = isinstance(seen.baseline, NoBaseline) and seen.config.normalize_advantages is not True
-    if plain and seen.config.credit != PROCESS:
+    if plain and seen.config.credit != PROCESS and seen["group_return_mean"] != 0.0:
         return None
     if all_alone(seen) or seen["group_return_mean"] >= seen.best_return:
         return None

@@ -23,8 +23,8 @@ logger = logging.getLogger("ray.rllib")
 # How often to look whether an env runner is overdue, or was lost or has come back unnoticed: of one
 # that dies while it samples, Ray tells at once.
 _LOOK_S = 0.25
-# How long an env runner rests that has failed twice in a row.
-_REST_S = 1.0
+# How long an env runner rests that has failed twice in a row, and at most, if it goes on failing.
+_REST_S, _MAX_REST_S = 1.0, 32.0
 # How often to look whether a lost env runner has come back, when all of them are lost.
 _RESTORE_S = 1.0
 
@@ -94,9 +94,11 @@ class RemoteGathering:
             if self._duplicates:
                 self._duplicate()
             return
-        for runner in self._ready():
-            share = next((s for s in waiting if self._may_sample(runner, s)), None)
+        ready = self._ready()
+        for runner in list(ready):
+            share = next((s for s in waiting if self._may_sample(runner, s, ready)), None)
             if share is not None:
+                ready.remove(runner)
                 self._idle.remove(runner)
                 waiting.remove(share)
                 self._requests.send(runner, share, self._weights)
@@ -106,10 +108,13 @@ class RemoteGathering:
         resting = self._failures.resting()
         return [r for r in self._idle if r not in resting or resting >= self._healthy]
 
-    def _may_sample(self, runner: int, share: Share) -> bool:
-        """Whether it is for this env runner: it hasn't failed there, or has everywhere."""
+    def _may_sample(self, runner: int, share: Share, ready: list[int]) -> bool:
+        """Whether a share is for this one of the ready env runners.
+
+        Not if it has failed there and another one is ready on which it hasn't.
+        """
         failed = self._failures.of(share)
-        if runner in failed and not failed >= self._healthy:
+        if runner in failed and not failed.issuperset(ready):
             return False
         return self._home(share) in (None, runner)
 
@@ -135,8 +140,8 @@ class RemoteGathering:
         if not share.num_steps:
             return None
         home = self._runners[share.index % len(self._runners)]
-        is_good = self._manager.is_actor_healthy(home) and home not in self._failures.of(share)
-        return home if is_good else None
+        fails = self._failures.of(share) | self._failures.suspects()
+        return home if self._manager.is_actor_healthy(home) and home not in fails else None
 
     def _collect(self) -> None:
         for request, answer in self._requests.answered(self._next_look):
@@ -189,6 +194,7 @@ class RemoteGathering:
         if not self._group._ignore_ray_errors_on_env_runners:
             raise error
         logger.error(f"Env runner {runner} is taken out of service: {error}")
+        self._failures.end(runner)
         self._manager.set_actor_state(runner, healthy=False)
         # Perhaps it was the last one.
         self._next_look = 0.0
@@ -209,6 +215,7 @@ class RemoteGathering:
                 )
 
     def _lose(self, runner: int, why: str) -> None:
+        self._failures.end(runner)
         self._fail(self._requests.drop(runner).share, why)
 
     def _wait_for_runners(self) -> None:
@@ -240,6 +247,7 @@ class _Failures:
     def __init__(self) -> None:
         self._runners: defaultdict[int, set[int]] = defaultdict(set)
         self._in_a_row: Counter[int] = Counter()
+        self._rest_s: dict[int, float] = {}
         self._rests_until: dict[int, float] = {}
 
     def add(self, runner: int, share: Share) -> None:
@@ -248,12 +256,13 @@ class _Failures:
         self._in_a_row[runner] += 1
         if runner in self.suspects():
             # 1 s, 2 s, 4 s, ..
-            rest_s = _REST_S * 2.0 ** (self._in_a_row[runner] - 2)
-            self._rests_until[runner] = time.monotonic() + rest_s
+            self._rest_s[runner] = min(2.0 * self._rest_s.get(runner, _REST_S / 2.0), _MAX_REST_S)
+            self._rests_until[runner] = time.monotonic() + self._rest_s[runner]
 
     def end(self, runner: int) -> None:
-        """Takes note that an env runner has sampled a share."""
+        """Takes note that an env runner has sampled a share, or is another process from now on."""
         self._in_a_row.pop(runner, None)
+        self._rest_s.pop(runner, None)
 
     def of(self, share: Share) -> set[int]:
         """Returns the env runners on which a share has failed."""

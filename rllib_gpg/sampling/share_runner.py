@@ -59,7 +59,9 @@ class ShareSamplingEnvRunner(EnvRunner):
         Raises:
             ValueError: If the config says to begin another episode where an env has failed.
         """
-        if kwargs["config"].restart_failed_sub_environments:
+        config = kwargs["config"]
+        # An evaluation by timesteps is RLlib's.
+        if config.restart_failed_sub_environments and not config.in_evaluation:
             raise ValueError(
                 f"`restart_failed_sub_environments` begins another episode where an env fails, and "
                 f"{type(self).__name__} finishes those that were begun. Remove the setting: an env "
@@ -67,8 +69,8 @@ class ShareSamplingEnvRunner(EnvRunner):
             )
         super().__init__(**kwargs)
         self._weights_version: int | None = None
-        # The buffers of modules, and their values as they were loaded.
-        self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        # The buffers of modules as they were loaded: of which part, by which name.
+        self._buffers: list[tuple[torch.nn.Module, str, torch.Tensor]] = []
         self._seeds: Seeds | None = None
         self._progress: Progress | None = None
         self._num_sample_calls = 0
@@ -97,6 +99,9 @@ class ShareSamplingEnvRunner(EnvRunner):
             if self._is_env_broken:
                 self.make_env()
                 self._is_env_broken = False
+                if self.worker_index:
+                    # What was set on the one before by hand is to be set on this one first.
+                    return ShareFailure(share, "the env was made anew", "", has_new_env=True)
             self.load(weights)
             self._seeds = share.seeds()
             self._rollouts = share if share.num_steps else None
@@ -170,8 +175,8 @@ class ShareSamplingEnvRunner(EnvRunner):
             weights: The weights that the next episodes are to be sampled with.
         """
         # What exploring has changed since, such as the state of a noise, isn't the next share's.
-        for buffer, value in self._buffers:
-            buffer.copy_(value)
+        for part, name, value in self._buffers:
+            part._buffers[name] = value.clone()
         if self._weights_version == weights.version:
             return
         state = weights.state
@@ -180,9 +185,11 @@ class ShareSamplingEnvRunner(EnvRunner):
         self.set_state(state)
         self._weights_version = weights.version
         self._buffers = [
-            (buffer, buffer.clone())
+            (part, name, buffer.clone())
             for module in self._torch_modules()
-            for buffer in module.buffers()
+            for part in module.modules()
+            for name, buffer in part._buffers.items()
+            if buffer is not None
         ]
 
     def _torch_modules(self) -> list[torch.nn.Module]:

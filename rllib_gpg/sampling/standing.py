@@ -71,7 +71,10 @@ class Standing:
     def from_state(cls, state: dict[str, Any]) -> Self:
         """Restores what `get_state` returned."""
         episode = SingleAgentEpisode.from_state(state["episode"])
-        return cls(**{**state, "actions": tuple(state["actions"]), "episode": episode})
+        # Older ones have one sum.
+        earned = state.get("earned", state["earlier_return"])
+        changed = {"actions": tuple(state["actions"]), "episode": episode, "earned": earned}
+        return cls(**{**state, **changed})
 
 
 def _length(batch: Any) -> int:

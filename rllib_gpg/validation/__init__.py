@@ -115,6 +115,7 @@ def _check_evaluation(config: AlgorithmConfig) -> None:
         env_runners.of_the_class(evaluation_config)
         if config.evaluation_interval and config.evaluates_exactly
         else (),
+        env_runners.of_failures(evaluation_config) if config.evaluates_exactly else (),
     )
 
 

@@ -112,13 +112,18 @@ def _sampling(config: AlgorithmConfig) -> Iterator[str]:
             "(IMPALA, APPO). GPG sends weights and connector states along with each share of a "
             "group; remove the setting."
         )
+    yield from of_failures(config)
+    yield from of_the_class(config)
+
+
+def of_failures(config: AlgorithmConfig) -> Iterator[str]:
+    """Yields a sentence if episodes are to be replaced whose env has failed."""
     if config.restart_failed_sub_environments:
         yield (
             "`restart_failed_sub_environments=True` begins another episode where an env fails, "
             "which favours those that don't fail. GPG samples a share whose env has failed again, "
             "up to `max_share_failures` times; remove the setting."
         )
-    yield from of_the_class(config)
 
 
 def of_the_class(config: AlgorithmConfig) -> Iterator[str]:

@@ -190,12 +190,18 @@ def test_one_episode_that_comes_back_to_its_bins_learns_something() -> None:
 def test_agents_of_one_episode_are_compared_with_one_another() -> None:
     """They count as one where entries that are alone are counted."""
     alone = {"group_singleton_fraction": 0.9}
-    config = GPGConfig().training(group_size=1)
-    assert len(Run(config.copy()).says(20, **alone)) == 1
+    config = GPGConfig().training(group_size=4)
     config.multi_agent(policies={"policy"}, policy_mapping_fn=lambda *_, **__: "policy")
-    assert Run(config.copy()).says(20, **alone) == []
-    # But for plain bins that leave the whole episode out.
-    assert len(Run(config.training(leave_one_out=True)).says(20, **alone)) == 1
+    assert Run(config.copy()).says(20, group_num_episodes=8, **alone) == []
+    # But for a module of one agent, and for plain bins that leave the whole episode out.
+    assert len(Run(config.copy()).says(20, group_num_episodes=4, **alone)) == 1
+    config.training(leave_one_out=True)
+    assert len(Run(config).says(20, group_num_episodes=8, **alone)) == 1
+
+
+def test_returns_of_zero_teach_nothing_without_a_baseline() -> None:
+    (sentence,) = Run(**presets.REINFORCE).says(10, **{**EQUAL, "group_return_mean": 0.0})
+    assert "There is nothing to compare" in sentence
 
 
 def test_rollouts_are_cut_and_that_is_no_time_limit() -> None:

@@ -27,8 +27,9 @@ from scipy.stats import binomtest
 
 from rllib_gpg import GPG, GPGConfig
 from rllib_gpg.sampling import GroupEnvRunner, SamplingError
-from rllib_gpg.sampling.gathering import RemoteGathering
+from rllib_gpg.sampling.gathering import RemoteGathering, _Failures
 from rllib_gpg.sampling.group import cut_into_shares
+from rllib_gpg.sampling.messages import Share
 from tests.envs import (
     Broken,
     ComingAndGoing,
@@ -551,6 +552,38 @@ def test_env_runners_that_are_broken_do_not_end_the_run() -> None:
         assert num_redispatched(algo) > 0
 
 
+def test_nobody_waits_for_another_env_runner_that_is_busy() -> None:
+    """A share that has failed where another one is free goes there, else back at once."""
+    share, ready = Share(1, 0, 0, 1), [1, 2]
+    gathering = RemoteGathering.__new__(RemoteGathering)
+    gathering._failures = _Failures()
+    gathering._failures.add(1, share)
+    assert not gathering._may_sample(1, share, ready)
+    assert gathering._may_sample(2, share, ready)
+    assert gathering._may_sample(1, share, [1])
+
+
+def test_who_fails_again_and_again_rests_for_longer_and_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("rllib_gpg.sampling.gathering.time.monotonic", lambda: now)
+    share, failures, rests = Share(1, 0, 0, 1), _Failures(), []
+    failures.add(1, share)
+    assert failures.resting() == failures.suspects() == set()
+    for _ in range(2_000):
+        failures.add(1, share)
+        begun = now
+        while failures.resting():
+            now += 1.0
+        rests.append(now - begun)
+    assert rests[:7] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 32.0]
+    assert set(rests[7:]) == {32.0}
+    # One that was sampled, or another process in its place.
+    failures.end(1)
+    assert failures.suspects() == set()
+
+
 def test_where_all_are_broken_the_run_ends_soon() -> None:
     with built(broken_on(1, 2, 3)) as algo:
         begun = time.monotonic()
@@ -560,9 +593,20 @@ def test_where_all_are_broken_the_run_ends_soon() -> None:
 
 
 class Lesson(ShortOrLong):
-    """Has a task that is set by hand, and raises once per process."""
+    """Has a task that is set by hand, and raises once per process.
+
+    Then it can't be made, as often as `config["failures"]` says.
+    """
 
     has_raised = False
+    num_made_since = 0
+
+    def __init__(self, config: Any):
+        super().__init__()
+        if Lesson.has_raised:
+            Lesson.num_made_since += 1
+            if Lesson.num_made_since <= config["failures"]:
+                raise OSError("the port is still in use")
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         self.task = getattr(self, "task", 0.0)
@@ -597,9 +641,11 @@ class Teacher(RLlibCallback):
         )
 
 
-def test_callbacks_hear_of_an_env_that_was_made_anew() -> None:
+@pytest.mark.parametrize("failures", [0, 1])
+def test_callbacks_hear_of_an_env_that_was_made_anew(failures: int) -> None:
     """What was set on it by hand, as in a curriculum, is gone with the one before."""
     config = small_config(Lesson, group_size=12).callbacks(Teacher)
+    config.environment(env_config={"failures": failures})
     config.env_runners(num_env_runners=2, episodes_per_share=2)
     with built(config) as algo:
         for _ in range(2):
@@ -632,8 +678,9 @@ class Noisy(LinearPolicy):
 
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         outputs = super()._forward_exploration(batch, **kwargs)
+        # Written into one, and another tensor in the place of the other.
         self.noise += 1.0
-        self.count += 1.0
+        self.count = self.count + 1.0
         outputs[Columns.ACTION_DIST_INPUTS][:, 0] += torch.sin(self.noise + self.count)
         return outputs
 
