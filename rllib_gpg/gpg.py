@@ -148,7 +148,6 @@ class GPG(GroupAlgorithm):
                     STARTS: starts_of(episodes, self.config),
                     REPORT: describe_group if report else None,
                 },
-                policies_to_train=self.config.policies_to_train,
                 generator=shuffle_generator(self._run_seed.value, self._groups.number),
             )
         self.metrics.aggregate([group.metrics], key=LEARNER_RESULTS)

@@ -21,6 +21,11 @@ def map_leaves(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     return tree.map_structure(function, first, *others)
 
 
+def fresh(columns: dict[str, Any]) -> dict[str, Any]:
+    """Returns the same arrays in a dict of their own: a module may put others in their place."""
+    return {name: fresh(each) if isinstance(each, dict) else each for name, each in columns.items()}
+
+
 def on_host(arrays: Any) -> Any:
     """Returns what may be tensors, on any device, as NumPy's arrays."""
     return map_leaves(_on_host, arrays)

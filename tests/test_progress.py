@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ray import tune
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 
 from rllib_gpg import GPG
-from rllib_gpg.progress import ProgressCallback, progress
+from rllib_gpg.progress import ProgressCallback, groups_of, progress
 from rllib_gpg.progress.criteria import Criteria
 from rllib_gpg.progress.lines import Lines
 from tests.envs import Identity, ShortOrLong, Slow
@@ -291,3 +292,8 @@ def test_tune_prints_the_metrics_of_the_group_by_default(
     # RLlib's own as well; and not all there are.
     assert "env_runners/episode_return_mean" in table
     assert "learners/default_policy/gradients" not in table
+
+
+def test_what_a_learner_logs_beside_modules_is_no_module() -> None:
+    result = {"learners": {"bonus_mean": np.float64(0.1), "a": {"group_return_mean": 1.0}}}
+    assert [module_id for module_id, _ in groups_of(result)] == ["a"]

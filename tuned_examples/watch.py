@@ -22,6 +22,7 @@ import gymnasium as gym
 import imageio
 import numpy as np
 from ray.rllib.core.columns import Columns
+from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_gpg import GPG
@@ -34,7 +35,8 @@ def renderable(config: Any) -> gym.Env:
     if isinstance(config.env, str):
         env = gym.make(config.env, render_mode="rgb_array", **env_config)
     else:
-        env = config.env({**env_config, "render_mode": "rgb_array"})
+        env_config = {**env_config, "render_mode": "rgb_array"}
+        env = config.env(EnvContext(env_config, worker_index=0))
     # Episodes may have no other end.
     limit = config.max_episode_steps
     return gym.wrappers.TimeLimit(env, limit) if limit else env

@@ -235,7 +235,8 @@ def update_takes_longer(seen: Iteration) -> str | None:
     return (
         f"an update takes {update:.1f} s, sampling its group {sampling:.1f} s. Use fewer "
         "`num_minibatches` (or a larger `minibatch_size`), fewer `num_epochs`, a GPU for the "
-        f"learner, or {meanwhile}"
+        "learner, for a large network more threads "
+        f"(`resources(num_cpus_for_main_process=..)`), or {meanwhile}"
     )
 
 

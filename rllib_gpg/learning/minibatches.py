@@ -14,6 +14,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.typing import ModuleID
 
 from rllib_gpg.learning.batch import ModuleBatch, Rows, num_rows, take_rows
+from rllib_gpg.nested import fresh
 
 
 class Minibatches:
@@ -94,7 +95,7 @@ class _Module:
 
     def next(self) -> ModuleBatch:
         if self._is_whole:
-            return self._columns
+            return fresh(self._columns)
         missing, parts = self.size, []
         while self._start + missing >= self.num_rows:
             parts.append(self._order[self._start :])

@@ -82,7 +82,6 @@ def prepare_group(
     episodes: Sequence[EpisodeType],
     *,
     shared_data: dict[str, Any],
-    policies_to_train: Any,
     generator: np.random.Generator,
 ) -> PreparedGroup:
     """Has the first learner make shards of a group.
@@ -91,7 +90,6 @@ def prepare_group(
         learner_group: The learners.
         episodes: The whole group.
         shared_data: What pieces are told beside it.
-        policies_to_train: The config's setting.
         generator: The source of the order of the steps, and of the update's seed.
 
     Raises:
@@ -103,7 +101,6 @@ def prepare_group(
         healthy_only=False,
         episodes=episodes,
         shared_data=shared_data,
-        policies_to_train=policies_to_train,
         generator=generator,
     )
     prepared = result.get()
@@ -166,7 +163,6 @@ def _prepare(
     *,
     episodes: Sequence[EpisodeType],
     shared_data: dict[str, Any],
-    policies_to_train: Any,
     generator: np.random.Generator,
 ) -> PreparedGroup:
     config = learner.config
@@ -176,7 +172,8 @@ def _prepare(
     (source,) = generator.spawn(1)
     with seeded_globally(int(source.integers(MAX_SEED)), learner._device):
         group = run_pipeline(learner, episodes, metrics, shared_data)
-    group = select_modules(group, policies_to_train)
+    # The learner's own, which callbacks may change.
+    group = select_modules(group, config.policies_to_train)
     shards: list[MultiAgentBatch] = []
     order = None
     if group and config.num_learners > 1:

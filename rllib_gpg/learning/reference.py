@@ -14,6 +14,7 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.typing import ModuleID
 from torch import Tensor
 
+from rllib_gpg.nested import fresh
 from rllib_gpg.patches import msgpack_as_it_is
 
 _MODULES = "learner_group/learner/rl_module"
@@ -80,7 +81,8 @@ class References:
         reference = self.of(module_id, module)
         with torch.no_grad():
             # Not `forward_train`, which switches dropout on.
-            inputs = reference._forward_train(batch)[Columns.ACTION_DIST_INPUTS]
+            outputs = reference._forward_train(fresh(batch))
+            inputs = outputs[Columns.ACTION_DIST_INPUTS]
             dist = reference.get_train_action_dist_cls().from_logits(inputs)
             return dist.logp(batch[Columns.ACTIONS])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -30,6 +31,9 @@ from rllib_gpg.learning.warm_start import policy_of
 # The names that RLlib's PPO and this package know the parts of a module by, and those that BC's
 # parameters have in states and checkpoints.
 _PARTS = {"encoder": "_encoder", "pi": "_pi_head"}
+
+# 128 MiB of them in double precision.
+_NUMBERS_PER_BLOCK = 2**24
 
 # RLlib's own encoders of one array. They take floats only, unlike a user's (an embedding, say).
 _FLOAT_ENCODERS = (CNNEncoderConfig, MLPEncoderConfig, RecurrentEncoderConfig)
@@ -117,11 +121,28 @@ class ObservationMoments:
                 "`normalize_observations` needs observations that are one array, got a "
                 f"{type(observations).__name__}. Remove the setting from the `model_config`."
             )
-        observations = (observations if mask is None else observations[mask]).to(torch.float64)
+        observations = observations if mask is None else observations[mask]
+        # Block by block: in float64 a large group of images would take many times its memory.
+        num_rows = max(1, _NUMBERS_PER_BLOCK // max(1, observations[0].numel()))
+        moments = [cls._of_block(block) for block in torch.split(observations, num_rows)]
+        return functools.reduce(cls.merged, moments)
+
+    @classmethod
+    def _of_block(cls, observations: Tensor) -> ObservationMoments:
+        observations = observations.to(torch.float64)
         mean = observations.mean(0)
         var = (observations - mean).square().mean(0)
         # They go to all learners by way of the algorithm's process, which may see no GPU.
         return cls(mean.cpu(), var.cpu(), len(observations))
+
+    def merged(self, other: ObservationMoments) -> ObservationMoments:
+        """Returns the moments of both (Chan's parallel algorithm)."""
+        total = self.count + other.count
+        delta = other.mean - self.mean
+        # The sums of squared deviations add up, plus what the means differ by.
+        m2 = self.var * self.count + other.var * other.count
+        m2 = m2 + delta.square() * self.count * other.count / total
+        return ObservationMoments(self.mean + delta * other.count / total, m2 / total, total)
 
 
 class ObservationNormalizer(nn.Module):
@@ -161,16 +182,14 @@ class ObservationNormalizer(nn.Module):
 
     @torch.no_grad()
     def update(self, moments: ObservationMoments) -> None:
-        """Merges in the moments of one group (Chan's parallel algorithm)."""
-        old, new = int(self.count), moments.count
-        total = old + new
-        mean, var = self.mean.double(), self.var.double()
-        delta = moments.mean.to(mean) - mean
-        self.mean.copy_(mean + delta * new / total)
-        # The sums of squared deviations add up, plus what the means differ by.
-        m2 = var * old + moments.var.to(var) * new + delta.square() * old * new / total
-        self.var.copy_(m2 / total)
-        self.count.fill_(total)
+        """Merges in the moments of one group."""
+        before = ObservationMoments(
+            self.mean.double().cpu(), self.var.double().cpu(), int(self.count)
+        )
+        after = before.merged(moments)
+        self.mean.copy_(after.mean)
+        self.var.copy_(after.var)
+        self.count.fill_(after.count)
 
 
 class DefaultGPGTorchRLModule(DefaultBCTorchRLModule):

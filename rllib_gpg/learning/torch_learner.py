@@ -52,6 +52,7 @@ _KL_COEFFS = "kl_coeffs"
 _FIRST_KL_COEFFS = "first_kl_coeffs"
 _REFERENCES = "references"
 _NUM_UPDATES = "num_updates"
+_TRAINS_OTHERS = "trains_other_policies"
 _SCHEDULE_STEPS = "schedule_steps"
 _CONNECTOR_PIECES = "connector_pieces"
 _LR_SCHEDULERS = "lr_schedulers"
@@ -83,6 +84,8 @@ class GPGTorchLearner(UpdateLoop):
         # RLlib has rounded the first one of a schedule to float32, but none of the later ones.
         self._set_learning_rates()
         self._kl_coeffs: dict[ModuleID, float] = {}
+        # As long as nobody has set others at the learners.
+        self._policies_to_train_at_first = self.config.policies_to_train
         self._num_updates = 0
         self._references = References(self.config.reference)
         for module_id, module in self.module.items():
@@ -207,6 +210,7 @@ class GPGTorchLearner(UpdateLoop):
             _FIRST_KL_COEFFS: {mid: self._first_kl_coeff(mid) for mid in self._kl_coeffs},
             _SCHEDULE_STEPS: self._schedule_steps,
             _NUM_UPDATES: self._num_updates,
+            _TRAINS_OTHERS: self.config.policies_to_train is not self._policies_to_train_at_first,
         }
         # With the weights alone, as after every update, it may be a long way to travel for nothing.
         if self._check_component(_CONNECTOR_PIECES, components, not_components):
@@ -226,8 +230,12 @@ class GPGTorchLearner(UpdateLoop):
         seq_no = state.get(WEIGHTS_SEQ_NO, self._weights_seq_no)
         # RLlib ignores weights older than its own.
         self._weights_seq_no: int = -1
+        policies_to_train = self.config.policies_to_train
         super().set_state(state)
         self._weights_seq_no = seq_no
+        if not state.get(_TRAINS_OTHERS, False):
+            # RLlib has put those of the saved config in their place.
+            self.config.multi_agent(policies_to_train=policies_to_train)
         first = state.get(_FIRST_KL_COEFFS, {})
         self._kl_coeffs = {
             module_id: coeff

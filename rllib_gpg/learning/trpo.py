@@ -30,6 +30,7 @@ from rllib_gpg.learning.natural_gradient import (
 )
 from rllib_gpg.learning.surrogates import step_ratio
 from rllib_gpg.learning.torch_learner import GPGTorchLearner, weighed
+from rllib_gpg.nested import fresh
 
 logger = logging.getLogger("ray.rllib")
 
@@ -113,7 +114,7 @@ class GPGTRPOTorchLearner(GPGTorchLearner):
         def forward() -> tuple[dict[str, Tensor], Tensor, Distribution]:
             # Dropout leaves out the same units each time.
             with torch.random.fork_rng(devices):
-                fwd_out = module.forward_train(batch)
+                fwd_out = module.forward_train(fresh(batch))
                 loss = self.compute_loss_for_module(
                     module_id=module_id, config=config, batch=batch, fwd_out=fwd_out
                 )

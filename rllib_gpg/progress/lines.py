@@ -81,8 +81,10 @@ def groups_of(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
     if result.get("config", {}).get("batch_mode") == "truncate_episodes":
         return
     for module_id, metrics in sorted(result.get("learners", {}).items()):
+        # Beside modules there is what learners and their connectors have logged.
+        is_module = isinstance(metrics, Mapping)
         # Of a module that was removed, RLlib goes on to report nan.
-        if not math.isnan(metrics.get("group_return_mean", math.nan)):
+        if is_module and not math.isnan(metrics.get("group_return_mean", math.nan)):
             yield module_id, metrics
 
 

@@ -96,12 +96,15 @@ class ModuleChanges:
         multi_agent: The arguments of `AlgorithmConfig.multi_agent` that are in force since, such as
             `policy_mapping_fn`.
         num_additions: How often a module was added, those included that were removed since.
+        number: How often something was changed. What a user has set on an env runner since the
+            last change stays.
     """
 
     added: Mapping[ModuleID, tuple[RLModuleSpec, int]] = field(default_factory=dict)
     removed: frozenset[ModuleID] = frozenset()
     multi_agent: Mapping[str, Any] = field(default_factory=dict)
     num_additions: int = 0
+    number: int = 0
 
     def add(self, module_id: ModuleID, spec: RLModuleSpec, arguments: Mapping[str, Any]) -> Self:
         """Returns what is changed after a call of `add_module` with these arguments."""
@@ -112,6 +115,7 @@ class ModuleChanges:
             removed=self.removed - {module_id},
             multi_agent={**self.multi_agent, **_settings(arguments)},
             num_additions=number,
+            number=self.number + 1,
         )
 
     def remove(self, module_id: ModuleID, arguments: Mapping[str, Any]) -> Self:
@@ -121,6 +125,7 @@ class ModuleChanges:
             added={key: value for key, value in self.added.items() if key != module_id},
             removed=self.removed | {module_id},
             multi_agent={**self.multi_agent, **_settings(arguments)},
+            number=self.number + 1,
         )
 
 

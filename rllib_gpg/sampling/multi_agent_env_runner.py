@@ -62,6 +62,8 @@ class MultiAgentGroupEnvRunner(ShareSamplingEnvRunner, MultiAgentEnvRunner):
     def make_module(self) -> None:
         """Makes the modules that the config names."""
         super().make_module()
+        # How many of `ModuleChanges` have been made.
+        self._num_changes = 0
         # The how many-th addition a module comes from, see `ModuleChanges`; 0: from none.
         self._numbers = WeakKeyDictionary[RLModule, int]()
         if self.module is not None:
@@ -85,7 +87,9 @@ class MultiAgentGroupEnvRunner(ShareSamplingEnvRunner, MultiAgentEnvRunner):
                 module = spec.build()
                 self.module.add_module(module_id, module, override=True)
                 self._numbers[module] = number
-        self.config.multi_agent(**changes.multi_agent)
+        if changes.number != self._num_changes:
+            self.config.multi_agent(**changes.multi_agent)
+            self._num_changes = changes.number
 
     @override(ShareSamplingEnvRunner)
     def _sample_by(

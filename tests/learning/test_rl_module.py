@@ -17,7 +17,7 @@ from ray.rllib.core.models.base import ENCODER_OUT
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 
 from rllib_gpg import GPG
-from rllib_gpg.learning import DefaultGPGTorchRLModule
+from rllib_gpg.learning import DefaultGPGTorchRLModule, GPGTRPOTorchLearner, rl_module
 from rllib_gpg.learning.rl_module import ObservationMoments, ObservationNormalizer
 from tests.envs import Identity, ShortOrLong
 from tests.helpers import SMALL_NET, LinearPolicy, built, module_results, sample_group, small_config
@@ -488,3 +488,53 @@ def test_a_users_module_may_have_a_normalizer_of_its_own() -> None:
     config = small_config(Identity)
     with built(config.rl_module(rl_module_spec=RLModuleSpec(NormalizesItself))) as algo:
         assert np.isfinite(module_results(algo.train())["policy_loss"])
+
+
+def test_moments_are_taken_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In double precision a group of images takes eight times its memory at once."""
+    observations = torch.from_numpy(np.random.default_rng(0).normal(5.0, 3.0, (103, 2, 3)))
+    mask = torch.arange(103) % 5 > 0
+    for chosen in (None, mask):
+        whole = ObservationMoments.of(observations, chosen)
+        with monkeypatch.context() as patch:
+            patch.setattr(rl_module, "_NUMBERS_PER_BLOCK", 60)
+            blocks = ObservationMoments.of(observations, chosen)
+        assert blocks.count == whole.count
+        torch.testing.assert_close(blocks.mean, whole.mean)
+        torch.testing.assert_close(blocks.var, whole.var)
+
+
+class ScalesInPlace(LinearPolicy):
+    """Puts what its network sees into the batch, as some modules do with images."""
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        batch[Columns.OBS] = 0.5 * batch[Columns.OBS]
+        return super()._forward(batch, **kwargs)
+
+
+class Scales(LinearPolicy):
+    """The same, without a trace."""
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return super()._forward({**batch, Columns.OBS: 0.5 * batch[Columns.OBS]}, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"num_epochs": 3, "num_minibatches": 1},
+        {"learner_class": GPGTRPOTorchLearner, "num_epochs": 1, "num_minibatches": 1},
+    ],
+    ids=["whole", "trpo"],
+)
+def test_a_module_may_change_its_batch(training: dict[str, Any]) -> None:
+    """What is gone through several times is the same each time."""
+    found = []
+    for module_class in (Scales, ScalesInPlace):
+        config = small_config(Identity, **training)
+        config.rl_module(rl_module_spec=RLModuleSpec(module_class))
+        with built(config) as algo:
+            algo.train()
+            found.append(algo.get_module().get_state())
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(found[1][name], value)

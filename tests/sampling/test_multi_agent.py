@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -787,3 +788,56 @@ def test_an_env_that_cannot_be_made_at_once_is_made_later() -> None:
         HardToMake.troubles += ["make", "step"]
         assert len(sample_group(algo)) == algo.config.group_size
         assert HardToMake.troubles == []
+
+
+@pytest.mark.parametrize("num_learners", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_who_is_trained_may_be_changed_at_the_learners(num_learners: int, tmp_path: Path) -> None:
+    """As RLlib's callbacks for leagues do; a run that goes on from a checkpoint goes on with it."""
+
+    def train_others(learner: Any) -> None:
+        learner.config.multi_agent(policies_to_train=["others"])
+
+    def moved(algo: GPG) -> set[str]:
+        before = {module_id: module_state(algo, module_id) for module_id in ("first", "others")}
+        algo.train()
+        return {mid for mid, state in before.items() if not same(module_state(algo, mid), state)}
+
+    config = multi_config(ComingAndGoing).multi_agent(policies_to_train=["first"])
+    config.learners(num_learners=num_learners)
+    with built(config.copy()) as algo:
+        assert moved(algo) == {"first"}
+        plain = algo.save_to_path(tmp_path / "plain")
+        algo.learner_group.foreach_learner(train_others)
+        assert moved(algo) == {"others"}
+        changed = algo.save_to_path(tmp_path / "changed")
+    with built(config.copy()) as algo:
+        algo.restore_from_path(changed)
+        assert moved(algo) == {"others"}
+    # What the config says is in force where nobody has changed it.
+    with built(config.multi_agent(policies_to_train=None)) as algo:
+        algo.restore_from_path(plain)
+        assert moved(algo) == {"first", "others"}
+
+
+def test_a_mapping_that_is_set_on_env_runners_stays() -> None:
+    """Until a module is added or removed with another one, as in a league."""
+    with built(multi_config(ComingAndGoing)) as algo:
+        spec = RLModuleSpec.from_module(algo.get_module("first"))
+        algo.add_module("third", spec, new_agent_to_module_mapping_fn=all_first)
+        algo.train()
+        algo.env_runner_group.foreach_env_runner(
+            lambda runner: runner.config.multi_agent(policy_mapping_fn=all_third)
+        )
+        for _ in range(2):
+            algo.train()
+            group = sample_group(algo)
+            modules = {a.module_id for e in group for a in e.agent_episodes.values()}
+            assert modules == {"third"}
+        algo.remove_module("third", new_agent_to_module_mapping_fn=all_first)
+        algo.train()
+        group = sample_group(algo)
+        assert {a.module_id for e in group for a in e.agent_episodes.values()} == {"first"}
+
+
+def all_third(agent_id: Any, episode: MultiAgentEpisode, **kwargs: Any) -> str:
+    return "third"
