@@ -13,9 +13,9 @@ How to run it::
     python tuned_examples/half_cheetah_gpg.py
     python tuned_examples/half_cheetah_gpg.py --stop-reward inf  # all of the million env steps
 
-What to expect: docs/results/ppo.md has the returns of these settings with a million env steps, and
-PPO's, seed by seed. Of four runs two ended at 1,500, and two at 2,500 and 3,700 (seeds 100, 52, 51
-and 50).
+What to expect: after a million env steps, 6 minutes on one core, 20 episodes have 1,533, 1,608 and
+1,482 (seeds 100, 101, 102); on the seeds that λ was chosen on, runs ended at 3,711, 2,492 and 1,541
+(50, 51, 52). docs/results/ppo.md has that beside PPO, which finds the better way to run more often.
 """
 
 from run_example import EPISODE_RETURN, example_parser, run_example
@@ -23,7 +23,7 @@ from run_example import EPISODE_RETURN, example_parser, run_example
 from rllib_gpg import GPGConfig, presets
 
 # 490 groups of 2,048 env steps.
-parser = example_parser(reward=2000.0, iterations=490)
+parser = example_parser(reward=1400.0, iterations=490)
 
 config = (
     GPGConfig()
