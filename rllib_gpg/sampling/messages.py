@@ -90,12 +90,11 @@ class ModuleChanges:
     An env runner that comes back is made as the config was in the beginning.
 
     Attributes:
-        added: The specs of the modules that were added, and the how many-th addition each was: two
+        added: The specs of the modules that were added, and the how many-th change each was: two
             modules that were added under one id, the first of them removed since, are told apart.
         removed: The ids of the modules that were removed.
         multi_agent: The arguments of `AlgorithmConfig.multi_agent` that are in force since, such as
             `policy_mapping_fn`.
-        num_additions: How often a module was added, those included that were removed since.
         number: How often something was changed. What a user has set on an env runner since the
             last change stays.
     """
@@ -103,19 +102,17 @@ class ModuleChanges:
     added: Mapping[ModuleID, tuple[RLModuleSpec, int]] = field(default_factory=dict)
     removed: frozenset[ModuleID] = frozenset()
     multi_agent: Mapping[str, Any] = field(default_factory=dict)
-    num_additions: int = 0
     number: int = 0
 
     def add(self, module_id: ModuleID, spec: RLModuleSpec, arguments: Mapping[str, Any]) -> Self:
         """Returns what is changed after a call of `add_module` with these arguments."""
-        number = self.num_additions + 1
+        number = self.number + 1
         return dataclasses.replace(
             self,
             added={**self.added, module_id: (spec, number)},
             removed=self.removed - {module_id},
             multi_agent={**self.multi_agent, **_settings(arguments)},
-            num_additions=number,
-            number=self.number + 1,
+            number=number,
         )
 
     def remove(self, module_id: ModuleID, arguments: Mapping[str, Any]) -> Self:

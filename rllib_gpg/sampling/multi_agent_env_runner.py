@@ -64,7 +64,7 @@ class MultiAgentGroupEnvRunner(ShareSamplingEnvRunner, MultiAgentEnvRunner):
         super().make_module()
         # How many of `ModuleChanges` have been made.
         self._num_changes = 0
-        # The how many-th addition a module comes from, see `ModuleChanges`; 0: from none.
+        # The how many-th of them a module comes from; 0: from none.
         self._numbers = WeakKeyDictionary[RLModule, int]()
         if self.module is not None:
             self._numbers.update(dict.fromkeys(self.module.values(), 0))
